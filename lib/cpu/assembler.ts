@@ -79,6 +79,7 @@ export const v128 = {
   store: access(0xfd, 0x0b),
   and: simd(0x4e),
   or: simd(0x50),
+  xor: simd(0x51),
 };
 
 export const i8x16 = {
@@ -87,12 +88,16 @@ export const i8x16 = {
   /** `swizzle`, but indices from 16 to 127 may give any byte. */
   relaxedSwizzle: simd(0x100),
   splat: simd(0x0f),
+  /** From two i16x8, signed; saturates. */
+  narrow: simd(0x65),
   sub: simd(0x71),
 };
 
 export const i16x8 = {
   shiftLeft: simd(0x8b),
+  shiftRight: simd(0x8c),
   shiftRightUnsigned: simd(0x8d),
+  add: simd(0x8e),
   mul: simd(0x95),
   /** From the first eight bytes, unsigned. */
   extendLow: simd(0x89),
@@ -120,6 +125,12 @@ export const i32x4 = {
   mul: simd(0xb5),
   /** Sums of two products of neighbors in i16x8. */
   dot: simd(0xba),
+  /**
+   * Adds to the third operand sums of four products of neighbors in i8x16. The second
+   * operand's bytes may count as unsigned, and their sums may saturate, unless they are
+   * below 128.
+   */
+  relaxedDotAdd: simd(0x113),
   /** From f32x4, rounding toward zero; NaN gives 0. */
   truncate: simd(0xf8),
 };

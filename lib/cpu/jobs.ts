@@ -107,7 +107,12 @@ export function encodeAttention(job: AttentionJob): number[] {
 
 /** A job as a thread works on it. */
 export type Job =
-  | { kind: "matmul"; matmul: MatmulJob }
+  | {
+    kind: "matmul";
+    matmul: MatmulJob;
+    /** What reads w, once a chunk has needed it. */
+    reader?: MatrixReader;
+  }
   | { kind: "attention"; attention: AttentionJob };
 
 /** The job that {@link encodeMatmul} or {@link encodeAttention} encoded. */
@@ -136,6 +141,8 @@ const DIRECT_ROWS = { floats: 16, blocks: 8 };
 /** Whether w is unpacked while it is multiplied by `rows` rows of x. */
 export const isDirect = (format: SimdFormat, rows: number): boolean =>
   rows < DIRECT_ROWS[isBlocks(format) ? "blocks" : "floats"];
+/** Bytes of w for several rows of x. Not measured: they fit an L1 cache of 32 KiB. */
+const WARM_BYTES = 1 << 15;
 /**
  * Columns unpacked at a time: TILE rows of w and of x fit in the L1 cache. Not measured:
  * six rows of 2 KiB take 12 KiB of 32.
@@ -249,29 +256,37 @@ export function runChunk(
   }
   const { matmul } = job, begin = index * matmul.chunk;
   const count = Math.min(matmul.n - begin, matmul.chunk);
-  multiply(kernels, matmul, begin, count, thread);
+  const w = job.reader ??= readerOf(kernels, matmul, thread);
+  multiply(kernels, matmul, w, begin, count, thread);
 }
+
+/**
+ * Rows of w that are still in the cache when the next rows of x need them, of `rowBytes`
+ * each. Short ones are more, because the kernels read rows that are far apart.
+ */
+const warmRows = (rowBytes: number): number =>
+  4 * DOT_ROWS *
+  Math.max(1, Math.floor(WARM_BYTES / rowBytes / (4 * DOT_ROWS)));
 
 /** Computes `count` columns of y, starting at `begin`, a multiple of CHUNK_ROWS. */
 function multiply(
   kernels: WasmKernels,
   job: Omit<MatmulJob, "n" | "chunk">,
+  w: MatrixReader,
   begin: number,
   count: number,
   thread: number,
 ): void {
   const { x, xBytes, rows, k, yBytes } = job, y = job.y + begin * 4;
-  const w = readerOf(kernels, job, thread);
   if (isDirect(SIMD_FORMATS[job.format], rows)) {
-    const step = rows === 1 ? count : 4 * DOT_ROWS; // so that w is still in the cache for the next row of x
+    const height = w.dotPair ? 2 : 1;
+    const step = rows <= height ? count : warmRows(w.rowBytes);
     for (let j = 0; j < count; j += step) {
-      for (let r = 0; r < rows; r++) {
-        w.dot(
-          x + r * xBytes,
-          begin + j,
-          Math.min(step, count - j),
-          y + r * yBytes + 4 * j,
-        );
+      const n = Math.min(step, count - j);
+      for (let r = 0; r < rows; r += height) {
+        const from = x + r * xBytes, to = y + r * yBytes + 4 * j;
+        if (r + height > rows || !w.dotPair) w.dot(from, begin + j, n, to);
+        else w.dotPair(from, xBytes, begin + j, n, to, yBytes);
       }
     }
     return;
@@ -297,6 +312,8 @@ function multiply(
     }
   }
 }
+
+const NO_COLUMNS: readonly number[] = [0];
 
 /** How cached heads of a sequence are read as f32. */
 interface HeadReader {
@@ -338,8 +355,19 @@ function headReader(
 
 /** The kernels that read a matrix. */
 interface MatrixReader {
+  /** Bytes of a row of w. */
+  readonly rowBytes: number;
   /** `y[j] = x · w[row + j]` for `n` rows of w. */
   dot(x: number, row: number, n: number, y: number): void;
+  /** `dot` for two rows of x, `xBytes` apart; absent if one by one they take as long. */
+  dotPair?(
+    x: number,
+    xBytes: number,
+    row: number,
+    n: number,
+    y: number,
+    yBytes: number,
+  ): void;
   /** Unpacks `width` columns of `n` rows, from column `column` on, to a panel. */
   unpack(
     row: number,
@@ -360,10 +388,14 @@ function readerOf(
     const { simd } = own as Format & { simd: SimdReader };
     const [{ rowBytes }] = own.planes(k), { bytes, order } = simd;
     const dot = kernels[`dot_${name}`], mask = tailMask(k % 8, order);
+    const pair = kernels[`dotPair_${name}`];
     const unpack = kernels[`unpack_${name}`];
     return {
+      rowBytes,
       dot: (x, row, n, y) =>
-        dot(x, w + row * rowBytes, rowBytes, n, k, mask, y),
+        dot(x, w + row * rowBytes, rowBytes, n, k, mask, y, 0, 0),
+      dotPair: (x, xBytes, row, n, y, yBytes) =>
+        pair(x, w + row * rowBytes, rowBytes, n, k, mask, y, xBytes, yBytes),
       unpack: (row, n, column, width, panel) =>
         unpack(
           w + row * rowBytes + column / 8 * bytes,
@@ -378,18 +410,23 @@ function readerOf(
   }
   const dot = kernels[`dotBlocks_${name}`];
   const unpack = kernels[`unpackBlocks_${name}`];
-  const planes = own.planes(k);
-  const at = (row: number, column: number) => {
-    const skipped = own.planes(column);
-    return [w, w1, w2, w3].map((address, p) =>
-      p < planes.length
-        ? address + row * planes[p].rowBytes + skipped[p].rowBytes
-        : 0
-    ) as Planes;
+  const [p0, p1 = 0, p2 = 0, p3 = 0] = own.planes(k)
+    .map(({ rowBytes }) => rowBytes);
+  const at = (row: number, column: number): Planes => {
+    const [c0, c1 = 0, c2 = 0, c3 = 0] = column === 0
+      ? NO_COLUMNS
+      : own.planes(column).map(({ rowBytes }) => rowBytes);
+    return [
+      w + row * p0 + c0,
+      w1 + row * p1 + c1,
+      w2 + row * p2 + c2,
+      w3 + row * p3 + c3,
+    ];
   };
   const mask = (k: number) => tailMask(k / own.simd.group % 4, "straight");
   const scratch = threadSpace(thread) + TILE * PANEL_BYTES;
   return {
+    rowBytes: p0 + p1 + p2 + p3,
     dot: (x, row, n, y) => dot(...at(row, 0), x, n, k, mask(k), y, scratch),
     unpack: (row, n, column, width, panel) =>
       unpack(
@@ -443,23 +480,19 @@ function attention(
     const count = Math.min(step, rows * group - r);
     for (let p = 0; p < seen; p += keyBlock) {
       const n = Math.min(keyBlock, seen - p);
-      multiply(
-        kernels,
-        {
-          format: CACHED,
-          x: job.q + first + r * headBytes,
-          xBytes: headBytes,
-          rows: count,
-          w: read.heads(job.k, job.kScales, p, n),
-          ...{ w1: 0, w2: 0, w3: 0 },
-          k: headDim,
-          y: scores + 4 * p,
-          yBytes: scoreBytes,
-        },
-        0,
-        n,
-        thread,
-      );
+      const keys = {
+        format: CACHED,
+        x: job.q + first + r * headBytes,
+        xBytes: headBytes,
+        rows: count,
+        w: read.heads(job.k, job.kScales, p, n),
+        ...{ w1: 0, w2: 0, w3: 0 },
+        k: headDim,
+        y: scores + 4 * p,
+        yBytes: scoreBytes,
+      };
+      const w = readerOf(kernels, keys, thread);
+      multiply(kernels, keys, w, 0, n, thread);
     }
     for (let i = 0; i < count; i++) {
       const visible = position + Math.floor((r + i) / group) + 1;

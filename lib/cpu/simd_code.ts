@@ -88,10 +88,20 @@ export class FarRows {
     this.#apart = f.local("i32");
   }
 
+  #index(r: Code): Code {
+    return i32.add(this.#step.get, i32.mul(r, this.#apart.get));
+  }
+
   /** Row number `r` of those at once. Past the last one, it is the last one again. */
   row(r: Code): Code {
-    const row = i32.add(this.#step.get, i32.mul(r, this.#apart.get));
-    return min(row, i32.sub(this.n.get, i32.const(1)));
+    return min(this.#index(r), i32.sub(this.n.get, i32.const(1)));
+  }
+
+  /** The word for row number `r` of those from `words` on; 0 past the last row. */
+  wordOf(r: Code, words: Code): Code {
+    const at = i32.add(words, i32.shl(this.row(r), i32.const(2)));
+    const inside = i32.lessUnsigned(this.#index(r), this.n.get);
+    return i32.and(i32.load()(at), i32.sub(i32.const(0), inside));
   }
 
   /** Runs `body` for all rows. */
@@ -99,6 +109,7 @@ export class FarRows {
     const { n } = this, step = this.#step, apart = this.#apart;
     const rounded = i32.add(n.get, i32.const(DOT_ROWS - 1));
     return [
+      step.set(i32.const(0)),
       apart.set(i32.shrUnsigned(rounded, i32.const(Math.log2(DOT_ROWS)))),
       loop(i32.lessUnsigned(step.get, apart.get), [
         ...body,
@@ -108,13 +119,13 @@ export class FarRows {
   }
 
   /** Stores the sums of the lanes of one vector for each row, from `y` on. */
-  store(y: Local, vectors: Code[]): Code[] {
+  store(y: Code, vectors: Code[]): Code[] {
     const f = this.f, sums = f.local("v128");
     return [
       sums.set(sumLanes(f, vectors)),
       ...vectors.map((_, r) => {
         const at = i32.shl(this.row(i32.const(r)), i32.const(2));
-        return f32.store()(i32.add(y.get, at), f32x4.lane(r)(sums.get));
+        return f32.store()(i32.add(y, at), f32x4.lane(r)(sums.get));
       }),
     ];
   }

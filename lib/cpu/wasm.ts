@@ -6,6 +6,7 @@
 import { type Dtype, elements } from "../dtype.ts";
 import { errorText } from "../errors.ts";
 import { f32 } from "../formats/f32.ts";
+import type { Format, SimdBlocks, SimdReader } from "../formats/format.ts";
 import { type MatrixPart, rowsHeld } from "../formats/matrix.ts";
 import {
   type Attention,
@@ -36,7 +37,7 @@ import type { KvCache } from "../model/kv_cache.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import { dotScratch } from "./wasm_blocks.ts";
 import { MOST_OUTLYING, roundedBytes, roundRowName } from "./wasm_round.ts";
-import { SIMD_FORMATS, wasmKernels } from "./wasm_kernels.ts";
+import { SIMD_FORMATS, unsignedBytes, wasmKernels } from "./wasm_kernels.ts";
 
 /**
  * Jobs with fewer multiplications run on one thread. Not measured: by estimate, they take
@@ -82,7 +83,7 @@ export function chooseWasm(): WasmChoice | { refusal: string } {
   } catch (error) {
     return { refusal: `WebAssembly has no shared memory: ${errorText(error)}` };
   }
-  const relaxed = wasmKernels(true);
+  const relaxed = wasmKernels(true, unsignedBytes() ? 8 : 7);
   if (WebAssembly.validate(relaxed)) {
     const reason = "WebAssembly has relaxed SIMD";
     return { kernel: "wasm-relaxed-simd", reason, bytes: relaxed };
@@ -95,6 +96,33 @@ export function chooseWasm(): WasmChoice | { refusal: string } {
   return { refusal: "WebAssembly has no SIMD" };
 }
 
+/** What a matmul needs to know of a format and a row width. */
+interface Layout {
+  /** Index into SIMD_FORMATS. */
+  format: number;
+  /** Of a format of blocks. */
+  blocks: SimdBlocks | undefined;
+  order: SimdReader["order"];
+  /** Bytes of a row in each plane of w, in all of them, and in x. */
+  rowBytes: readonly number[];
+  wBytes: number;
+  xBytes: number;
+}
+
+function layoutOf(format: number, k: number): Layout {
+  const own = SIMD_FORMATS[format], { simd } = own;
+  const blocks = "factors" in simd ? simd : undefined;
+  const rowBytes = own.planes(k).map(({ rowBytes }) => rowBytes);
+  return {
+    format,
+    blocks,
+    order: "order" in simd ? simd.order : "straight",
+    rowBytes,
+    wBytes: rowBytes.reduce((sum, bytes) => sum + bytes),
+    xBytes: packedBytes(k) + (blocks ? roundedBytes(blocks, k) : 0),
+  };
+}
+
 /** Runs on the caller's thread and on workers. */
 export class WasmCpuKernels implements CpuKernels {
   readonly #pool: CpuPool;
@@ -102,6 +130,8 @@ export class WasmCpuKernels implements CpuKernels {
   /** Start and size of the shared work space in each memory. */
   readonly #space: number;
   readonly #room: number;
+  /** Of formats and row widths that were multiplied by. */
+  readonly #layouts = new Map<Format, Map<number, Layout>>();
   /** Names of formats in use that have no SIMD reader. */
   readonly #withoutReader = new Set<string>();
 
@@ -162,12 +192,10 @@ export class WasmCpuKernels implements CpuKernels {
     out: Output,
     finish: Finish,
   ): Work {
-    const format = SIMD_FORMATS.findIndex((format) => format === w.format);
-    if (format < 0) return yield* this.#unpacked(x, rows, w, k, out, finish);
-    const n = rowsHeld(w), { simd } = SIMD_FORMATS[format];
-    const blocks = "factors" in simd ? simd : undefined;
-    const xBytes = packedBytes(k) + (blocks ? roundedBytes(blocks, k) : 0);
-    const yBytes = resultBytes(n);
+    const layout = this.#layout(w.format, k);
+    if (!layout) return yield* this.#unpacked(x, rows, w, k, out, finish);
+    const { format, blocks, order, rowBytes, wBytes, xBytes } = layout;
+    const n = rowsHeld(w), yBytes = resultBytes(n);
     const fits = Math.floor(this.#room / (xBytes + yBytes));
     if (fits < 1) {
       throw new Error(
@@ -185,9 +213,6 @@ export class WasmCpuKernels implements CpuKernels {
     }
     const { memory, addresses } = this.#find(w.planes);
     const { memory: { buffer }, kernels } = this.#pool.memories[memory];
-    const rowBytes = w.format.planes(k).map(({ rowBytes }) => rowBytes);
-    const wBytes = rowBytes.reduce((sum, bytes) => sum + bytes);
-    const order = "order" in simd ? simd.order : "straight";
     const most = Math.min(fits, MATMUL_ROWS);
 
     for (let done = 0; done < rows; done += most) {
@@ -230,6 +255,19 @@ export class WasmCpuKernels implements CpuKernels {
       this.#finish(memory, y, finish === "swiglu" ? w.rows : n, out, finish);
       yield;
     }
+  }
+
+  /** How to multiply by rows of `k` elements; undefined if the kernels cannot read them. */
+  #layout(format: Format, k: number): Layout | undefined {
+    let widths = this.#layouts.get(format);
+    if (!widths) this.#layouts.set(format, widths = new Map());
+    let layout = widths.get(k);
+    if (!layout) {
+      const index = SIMD_FORMATS.findIndex((one) => one === format);
+      if (index < 0) return undefined;
+      widths.set(k, layout = layoutOf(index, k));
+    }
+    return layout;
   }
 
   together(planes: readonly CpuTensor[]): void {

@@ -18,6 +18,7 @@ import {
   times,
   v128,
 } from "./assembler.ts";
+import { DOT_ROWS, FarRows } from "./simd_code.ts";
 
 /**
  * Below every score, and its exp is 0; not -Infinity, from which the maximum could not be
@@ -114,18 +115,6 @@ export function softmax(mulAdd: MulAdd) {
   ]);
 }
 
-/** Emits `body` for each of the first `height` × `width` sums. */
-function eachOf(
-  sums: readonly (readonly Local[])[],
-  height: number,
-  width: number,
-  body: (sum: Local, row: number, column: number) => Code,
-): Code[] {
-  return sums.slice(0, height).flatMap((row, i) =>
-    row.slice(0, width).map((sum, j) => body(sum, i, j))
-  );
-}
-
 /**
  * Builds `WasmKernels.unpackHeads`: heads of a cache in q8_0 to f32. `headBytes` are those
  * of quants, which are one byte each; see lib/formats/cached.ts.
@@ -188,7 +177,10 @@ export function unpackHeads() {
   ]);
 }
 
-/** Builds `WasmKernels.weightedSum`. */
+/**
+ * Builds `WasmKernels.weightedSum`. Rows of values are read from end to end, several far
+ * apart at once, as {@linkcode FarRows} says.
+ */
 export function weightedSum(mulAdd: MulAdd) {
   const f = new FunctionBuilder("weightedSum", {
     weights: "i32",
@@ -201,69 +193,72 @@ export function weightedSum(mulAdd: MulAdd) {
     outBytes: "i32",
     add: "i32",
   });
-  const a = f.parameters;
-  const [r, d, p, from] = times(4, () => f.local("i32"));
-  const [weightAt, to] = times(2, () => times(2, () => f.local("i32")));
-  const vs = times(4, () => f.local("v128")), weight = f.local("v128");
-  const sums = times(2, () => times(4, () => f.local("v128")));
+  const a = f.parameters, far = new FarRows(f, a.count);
+  const [r, d] = times(2, () => f.local("i32"));
+  const to = times(2, () => f.local("i32"));
+  const from = times(DOT_ROWS, () => f.local("i32"));
+  const vs = times(DOT_ROWS, () => f.local("v128"));
+  const weights = times(2, () => times(DOT_ROWS, () => f.local("v128")));
+  const sum = f.local("v128");
 
-  /** `height` rows of weights and `width` vectors of each row of values. */
-  const tile = (height: number, width: number): Code[] => [
-    to[0].set(i32.add(a.out.get, d.get)),
-    to[1].set(i32.add(to[0].get, a.outBytes.get)),
-    branch(
-      a.add.get,
-      eachOf(
-        sums,
-        height,
-        width,
-        (sum, i, j) => sum.set(v128.load(16 * j)(to[i].get)),
-      ),
-      eachOf(sums, height, width, (sum) => sum.set(f.floats(0))),
-    ),
-    weightAt[0].set(a.weights.get),
-    weightAt[1].set(i32.add(a.weights.get, a.weightsBytes.get)),
-    from.set(i32.add(a.values.get, d.get)),
-    p.set(i32.const(0)),
-    loop(i32.lessUnsigned(p.get, a.count.get), [
-      ...vs.slice(0, width).map((v, i) => v.set(v128.load(16 * i)(from.get))),
-      ...weightAt.slice(0, height).flatMap((at, i) => [
-        weight.set(v128.loadSplat32()(at.get)),
-        ...vs.slice(0, width).map((v, j) =>
-          sums[i][j].set(mulAdd(weight.get, v.get, sums[i][j].get))
-        ),
-        increase(at, 4),
+  /** The sums of `height` rows of weights. */
+  const rows = (height: number): Code[] => {
+    const outs = to.slice(0, height);
+    const toStart = [
+      to[0].set(a.out.get),
+      to[1].set(i32.add(a.out.get, a.outBytes.get)),
+      d.set(i32.const(0)),
+    ];
+    const next = [...outs.map((at) => increase(at, 16)), increase(d, 16)];
+    const inRow = i32.lessUnsigned(d.get, a.rowBytes.get);
+    return [
+      branch(a.add.get, [], [
+        ...toStart,
+        loop(inRow, [
+          ...outs.map((at) => v128.store()(at.get, f.floats(0))),
+          ...next,
+        ]),
       ]),
-      increase(from, a.rowBytes.get),
-      increase(p, 1),
-    ]),
-    ...eachOf(
-      sums,
-      height,
-      width,
-      (sum, i, j) => v128.store(16 * j)(to[i].get, sum.get),
-    ),
-    increase(d, 16 * width),
-  ];
-  const row = (height: number): Code[] => [
-    d.set(i32.const(0)),
-    loop(
-      i32.lessUnsigned(i32.add(d.get, i32.const(48)), a.rowBytes.get),
-      tile(height, 4),
-    ),
-    loop(i32.lessUnsigned(d.get, a.rowBytes.get), tile(height, 1)),
-    ...times(
-      height,
-      () => [
+      ...far.each([
+        ...from.flatMap((at, p) => [
+          at.set(i32.add(
+            a.values.get,
+            i32.mul(far.row(i32.const(p)), a.rowBytes.get),
+          )),
+          ...outs.map((_, h) =>
+            weights[h][p].set(i32x4.splat(far.wordOf(
+              i32.const(p),
+              h ? i32.add(a.weights.get, a.weightsBytes.get) : a.weights.get,
+            )))
+          ),
+        ]),
+        ...toStart,
+        loop(inRow, [
+          ...vs.map((v, p) => v.set(v128.load()(from[p].get))),
+          ...outs.flatMap((at, h) => [
+            sum.set(v128.load()(at.get)),
+            v128.store()(
+              at.get,
+              vs.reduce(
+                (sum, v, p) => mulAdd(weights[h][p].get, v.get, sum),
+                sum.get,
+              ),
+            ),
+          ]),
+          ...from.map((at) => increase(at, 16)),
+          ...next,
+        ]),
+      ]),
+      ...times(height, () => [
         increase(a.weights, a.weightsBytes.get),
         increase(a.out, a.outBytes.get),
-      ],
-    ).flat(),
-    increase(r, height),
-  ];
+      ]).flat(),
+      increase(r, height),
+    ];
+  };
   return f.finish([
-    loop(i32.lessUnsigned(i32.add(r.get, i32.const(1)), a.rows.get), row(2)),
-    loop(i32.lessUnsigned(r.get, a.rows.get), row(1)),
+    loop(i32.lessUnsigned(i32.add(r.get, i32.const(1)), a.rows.get), rows(2)),
+    loop(i32.lessUnsigned(r.get, a.rows.get), rows(1)),
   ]);
 }
 

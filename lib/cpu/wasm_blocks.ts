@@ -24,7 +24,14 @@ import {
 } from "./assembler.ts";
 import { DOT_ROWS, FarRows, SimdWriter } from "./simd_code.ts";
 import type { MulAdd } from "./wasm_attention.ts";
-import { factorBytes, Rounded, spanOf } from "./wasm_round.ts";
+import {
+  bitsOf,
+  factorBytes,
+  isShifted,
+  Rounded,
+  type Rounding,
+  spanOf,
+} from "./wasm_round.ts";
 
 /** A format of blocks that the kernels can read. */
 export type BlockFormat = Format & { readonly simd: SimdBlocks };
@@ -39,7 +46,13 @@ export interface Relaxed {
   mulAdd: MulAdd;
   /** `i8x16.swizzle`, with indices below 16 or from 128 on. */
   swizzle: (bytes: Code, indices: Code) => Code;
+  /** Bits of quants that `i32x4.relaxedDotAdd` multiplies right; absent if it is not there. */
+  bits?: 7 | 8;
 }
+
+/** How x is rounded for a format. */
+export const roundingOf = (blocks: SimdBlocks, { bits }: Relaxed): Rounding =>
+  bits !== undefined && bitsOf(blocks) <= bits ? "bytes" : "words";
 
 /**
  * Bytes of work space that `dotBlocks` takes: for its rows, what minimums add to y, and
@@ -58,6 +71,8 @@ class Reader<Parameter extends string> {
   /** The parameters with the addresses of the planes of quants, and of scales. */
   readonly quants: readonly Local[];
   readonly scales: readonly Local[];
+  /** A vector for what is used at once. */
+  readonly spare: Local;
   readonly #writer: SimdWriter;
   readonly #end: Local;
 
@@ -81,6 +96,7 @@ class Reader<Parameter extends string> {
     this.scales = planes.slice(bits.length, bits.length + scaleBytes.length);
     this.#writer = new SimdWriter(this.f, relaxed.swizzle);
     this.#end = this.f.local("i32");
+    this.spare = this.f.local("v128");
   }
 
   /** Sets `to` to row `row` of the planes. */
@@ -159,9 +175,33 @@ class Reader<Parameter extends string> {
     ];
   }
 
-  /** The values of elements 16 · t to 16 · t + 15 from `planes` on, as signed bytes. */
-  values(t: number, planes: readonly Local[]): Code {
-    const { f, format: { simd: { bits, unit, values } } } = this;
+  /**
+   * Elements 16 · t to 16 · t + 15 from `planes` on, as signed bytes, or as unsigned ones
+   * that are `offset` less than that.
+   */
+  values(t: number, planes: readonly Local[], signed = true): Code {
+    const { f, format: { simd: { values } } } = this;
+    const all = this.#quants(t, planes);
+    const upper = f.ints(0x80808080); // adds 128 to signed bytes
+    if (values.length === 256) return signed ? all : v128.xor(all, upper);
+    if (isShifted(values)) {
+      if (!signed || values[0] === 0) return all;
+      return i8x16.sub(all, f.ints(0x01010101 * -values[0]));
+    }
+    const added = signed ? 0 : 128;
+    const table = f.bytes(values.map((value) => value + added & 255));
+    return this.relaxed.swizzle(table, all);
+  }
+
+  /** What {@linkcode values} adds to unsigned bytes. */
+  get offset(): number {
+    const { values } = this.format.simd;
+    return isShifted(values) ? values[0] : -128;
+  }
+
+  /** Quants of elements 16 · t to 16 · t + 15 from `planes` on, as bytes. */
+  #quants(t: number, planes: readonly Local[]): Code {
+    const { f, format: { simd: { bits, unit } } } = this;
     const quants = bits.map((own, p) => {
       const bytes = unit * own / 8, shared = 16 / bytes;
       const offset = Math.floor(t * 16 / unit) * bytes;
@@ -186,14 +226,7 @@ class Reader<Parameter extends string> {
         : i16x8.shiftLeft(aligned, i32.const(to - at));
       return v128.and(moved, f.ints(0x01010101 * ((2 ** own - 1) << to)));
     });
-    const all = quants.reduce((a, b) => v128.or(a, b));
-    if (values.length === 256) return all; // signed bytes as they are
-    if (values.every((value, quant) => value === quant + values[0])) {
-      if (values[0] === 0) return all;
-      return i8x16.sub(all, f.ints(0x01010101 * -values[0]));
-    }
-    const table = f.bytes(values.map((value) => value & 255));
-    return this.relaxed.swizzle(table, all);
+    return quants.reduce((a, b) => v128.or(a, b));
   }
 
   /** What aligns the bits of 16 elements in a unit of `bytes` bytes, as factors. */
@@ -225,7 +258,13 @@ export function dotBlocks(format: BlockFormat, relaxed: Relaxed) {
   const [r, factor, sum, out, from, bytes] = times(6, () => f.local("i32"));
   const row = reader.locals(), bias = f.local("v128");
   const totals = times(DOT_ROWS, () => f.local("v128"));
-  const far = new FarRows(f, n), rounded = new Rounded(x.get, k.get, bytes.get);
+  const far = new FarRows(f, n),
+    rounded = new Rounded(
+      format.simd,
+      x.get,
+      k.get,
+      bytes.get,
+    );
   const factorsAt = i32.add(scratch.get, i32.const(16 * DOT_ROWS));
 
   /** Factors of each row times those of x; in `scratch` what minimums add to y. */
@@ -276,7 +315,7 @@ export function dotBlocks(format: BlockFormat, relaxed: Relaxed) {
         row: (r) => far.row(i32.const(r)),
         factors: (r) => i32.add(factorsAt, i32.mul(bytes.get, i32.const(r))),
       }),
-      ...far.store(y, totals.map((total) => total.get)),
+      ...far.store(y.get, totals.map((total) => total.get)),
     ]),
   ]);
 }
@@ -296,15 +335,23 @@ function dotRows(
 ): Code[] {
   const { f, format: { simd: blocks } } = reader;
   const { bits, group } = blocks, span = spanOf(blocks);
-  const [at, end, integers, spans] = times(4, () => f.local("i32"));
+  const [at, end, spans] = times(3, () => f.local("i32"));
+  const integers: RoundedX = {
+    quants: f.local("i32"),
+    totals: f.local("i32"),
+    eights: times(group / 8, () => f.local("v128")),
+    less: f.local("v128"),
+  };
+  const vectors = { bytes: f.local("v128"), four: f.local("v128") };
   const rows = totals.map((total): DotRow => ({
     total,
     quants: reader.locals().quants,
     factors: f.local("i32"),
-    bytes: f.local("v128"),
     sum: f.local("v128"),
   }));
-  const some = times(2, () => f.local("v128"));
+  const asIntegers = roundingOf(blocks, reader.relaxed) === "bytes"
+    ? bytesOfGroup
+    : wordsOfGroup;
   return [
     ...rows.flatMap((own, r) => [
       ...reader.toRow({ quants: own.quants, scales: [] }, row(r), k.get),
@@ -312,17 +359,21 @@ function dotRows(
     ]),
     at.set(x.get),
     end.set(i32.add(x.get, i32.shl(k.get, i32.const(2)))),
-    integers.set(rounded.quants),
+    integers.quants.set(rounded.quants),
+    integers.totals.set(rounded.totals),
     spans.set(rounded.spans),
     loop(i32.lessUnsigned(at.get, end.get), [
       branch(
         i32.load()(spans.get),
-        times(span / 16, (t) => asIntegers(reader, t, rows, some, integers))
-          .flat(),
-        times(span / 16, (t) => asFloats(reader, t, rows, some[0], at)).flat(),
+        times(
+          span / group,
+          (g) => asIntegers(reader, g, rows, integers, vectors.bytes),
+        ).flat(),
+        times(span / 16, (t) => asFloats(reader, t, rows, vectors, at)).flat(),
       ),
       increase(at, 4 * span),
-      increase(integers, 2 * span),
+      increase(integers.quants, 2 * span),
+      increase(integers.totals, 16 * span / group),
       increase(spans, 4),
       ...rows.flatMap(({ quants, factors }) => [
         ...quants.map((plane, p) => increase(plane, span * bits[p] / 8)),
@@ -337,36 +388,97 @@ interface DotRow {
   /** The current position in the planes of quants and in the row's factors. */
   quants: readonly Local[];
   factors: Local;
-  /** Values of 16 quants, the sum of a group and the sum of scaled groups. */
-  bytes: Local;
+  /** The sum of a group and the sum of scaled groups. */
   sum: Local;
   total: Local;
 }
 
-/** Multiplies elements 16 · t to 16 · t + 15 of a span as integers, from `x` on. */
-function asIntegers(
+/** A row of x that has been rounded. */
+interface RoundedX {
+  /** The current position in its elements, and in the totals of groups. */
+  quants: Local;
+  totals: Local;
+  /** The elements of a group. */
+  eights: readonly Local[];
+  /** What is wrong with the sum of a group because quants are unsigned. */
+  less: Local;
+}
+
+/**
+ * Multiplies group `g` of a span by quants as signed words. One row of w after another, so
+ * that all of this fits V8's 15 registers.
+ */
+function wordsOfGroup(
   reader: Reader<string>,
-  t: number,
+  g: number,
   rows: readonly DotRow[],
-  eights: readonly Local[],
-  x: Local,
+  { quants: x, eights }: RoundedX,
+  bytes: Local,
 ): Code[] {
-  const { group } = reader.format.simd;
+  const { group } = reader.format.simd, sixteens = group / 16;
   return [
     ...eights.map((eight, i) =>
-      eight.set(v128.load(2 * (16 * t + 8 * i))(x.get))
+      eight.set(v128.load(2 * (group * g + 8 * i))(x.get))
     ),
-    ...rows.flatMap(({ bytes, quants, sum }) => {
-      const [a, b] = eights.map((eight, i) =>
-        i32x4.dot(eight.get, i16x8.extendSigned[i](bytes.get))
-      );
-      const both = i32x4.add(a, b);
+    ...rows.flatMap((row) => [
+      ...times(sixteens, (t) => {
+        const [a, b] = [0, 1].map((i) =>
+          i32x4.dot(
+            eights[2 * t + i].get,
+            i16x8.extendSigned[i](bytes.get),
+          )
+        );
+        const both = i32x4.add(a, b);
+        return [
+          bytes.set(reader.values(g * sixteens + t, row.quants)),
+          row.sum.set(t ? i32x4.add(row.sum.get, both) : both),
+        ];
+      }).flat(),
+      addGroup(reader, g, row, f32x4.convert(row.sum.get)),
+    ]),
+  ];
+}
+
+/** Multiplies group `g` of a span by quants as unsigned bytes, x being in bytes too. */
+function bytesOfGroup(
+  reader: Reader<string>,
+  g: number,
+  rows: readonly DotRow[],
+  { quants: x, totals, eights, less }: RoundedX,
+  bytes: Local,
+): Code[] {
+  const { f, offset, format: { simd: { group } } } = reader;
+  const sixteens = group / 16, add = i32x4.relaxedDotAdd;
+  const w = times(sixteens, (t) => t === 0 ? bytes : reader.spare);
+  return [
+    ...eights.map((eight, i) =>
+      eight.set(v128.load(2 * (group * g + 8 * i))(x.get))
+    ),
+    offset
+      ? less.set(
+        i32x4.mul(v128.load(16 * g)(totals.get), f.ints(offset)),
+      )
+      : [],
+    ...rows.flatMap((row) => {
+      const sum = (half: number, from: Code) =>
+        w.reduce(
+          (sum, { get }, t) => add(eights[2 * t + half].get, get, sum),
+          from,
+        );
+      const upper = i32x4.shiftLeft(sum(0, f.ints(0)), i32.const(8));
+      const all = sum(1, upper);
       return [
-        bytes.set(reader.values(t, quants)),
-        sum.set(16 * t % group ? i32x4.add(sum.get, both) : both),
+        ...w.map((local, t) =>
+          local.set(reader.values(g * sixteens + t, row.quants, false))
+        ),
+        addGroup(
+          reader,
+          g,
+          row,
+          f32x4.convert(offset ? i32x4.add(all, less.get) : all),
+        ),
       ];
     }),
-    ...addGroup(reader, t, rows, f32x4.convert),
   ];
 }
 
@@ -375,38 +487,36 @@ function asFloats(
   reader: Reader<string>,
   t: number,
   rows: readonly DotRow[],
-  four: Local,
+  { bytes, four }: { bytes: Local; four: Local },
   x: Local,
 ): Code[] {
   const { format: { simd: { group } }, relaxed: { mulAdd } } = reader;
-  return [
-    ...rows.map(({ bytes, quants }) => bytes.set(reader.values(t, quants))),
-    ...times(4, (i) => [
-      four.set(v128.load(64 * t + 16 * i)(x.get)),
-      ...rows.map(({ bytes, sum }) => {
-        const value = f32x4.convert(reader.upper(bytes.get, i));
-        const first = (16 * t + 4 * i) % group === 0;
-        return sum.set(
+  const ends = (16 * t + 16) % group === 0;
+  return rows.flatMap((row) => [
+    bytes.set(reader.values(t, row.quants)),
+    ...times(4, (i) => {
+      const { sum } = row, value = f32x4.convert(reader.upper(bytes.get, i));
+      const first = (16 * t + 4 * i) % group === 0;
+      return [
+        four.set(v128.load(64 * t + 16 * i)(x.get)),
+        sum.set(
           first ? f32x4.mul(value, four.get) : mulAdd(value, four.get, sum.get),
-        );
-      }),
-    ]).flat(),
-    ...addGroup(reader, t, rows, (sum) => sum),
-  ];
+        ),
+      ];
+    }).flat(),
+    ends ? addGroup(reader, Math.floor(16 * t / group), row, row.sum.get) : [],
+  ]);
 }
 
-/** Scales and adds the sums of a group if it ends with element 16 · t + 15 of a span. */
+/** Scales and adds the sum of group `g` of a span. */
 function addGroup(
-  { format: { simd: { group } }, relaxed: { mulAdd } }: Reader<string>,
-  t: number,
-  rows: readonly DotRow[],
-  toFloat: (sum: Code) => Code,
-): Code[] {
-  if ((16 * t + 16) % group) return [];
-  const factor = v128.loadSplat32(4 * (16 * t + 16) / group - 4);
-  return rows.map(({ total, factors, sum }) =>
-    total.set(mulAdd(toFloat(sum.get), factor(factors.get), total.get))
-  );
+  { relaxed: { mulAdd } }: Reader<string>,
+  g: number,
+  { total, factors }: DotRow,
+  sum: Code,
+): Code {
+  const factor = v128.loadSplat32(4 * g)(factors.get);
+  return total.set(mulAdd(sum, factor, total.get));
 }
 
 /** Builds `WasmKernels.unpackBlocks_…`. */

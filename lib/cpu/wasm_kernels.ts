@@ -26,6 +26,7 @@ import {
   f32x4,
   FunctionBuilder,
   i32,
+  i32x4,
   i8x16,
   increase,
   type Local,
@@ -34,7 +35,13 @@ import {
   v128,
 } from "./assembler.ts";
 import { DOT_ROWS, FarRows, SimdWriter, sumLanes } from "./simd_code.ts";
-import { dotBlocks, isBlocks, unpackBlocks } from "./wasm_blocks.ts";
+import {
+  dotBlocks,
+  isBlocks,
+  type Relaxed,
+  roundingOf,
+  unpackBlocks,
+} from "./wasm_blocks.ts";
 import { roundRow } from "./wasm_round.ts";
 
 /** A format that the kernels can read. */
@@ -53,8 +60,11 @@ export type Planes = [number, number, number, number];
 /** What the module exports. */
 export type WasmKernels =
   & {
-    /** `y[j] = x · w[j]` for one row of x and `n` rows of w; used for few rows of x. */
-    [format: `dot_${string}`]: (
+    /**
+     * `y[j] = x · w[j]` for one row of x, or a pair, `xBytes` apart, and `n` rows of w; used
+     * for few rows of x. Results of a pair are `yBytes` apart.
+     */
+    [format: `dot_${string}` | `dotPair_${string}`]: (
       x: number,
       w: number,
       rowBytes: number,
@@ -62,6 +72,8 @@ export type WasmKernels =
       k: number,
       tailMask: number,
       y: number,
+      xBytes: number,
+      yBytes: number,
     ) => void;
   }
   & {
@@ -98,10 +110,9 @@ export type WasmKernels =
   & {
     /**
      * Rounds groups of x in which no element exceeds `most` times the mean size; writes
-     * `roundedBytes` bytes after x. The name ends with the elements of a group and of a
-     * span.
+     * `roundedBytes` bytes after x. For the name see {@linkcode roundRowName}.
      */
-    [sizes: `roundRow_${number}_${number}`]: (
+    [sizes: `roundRow_${number}_${number}_${number}`]: (
       x: number,
       k: number,
       most: number,
@@ -174,24 +185,42 @@ export type WasmKernels =
  */
 export const TILE = 3;
 
-/** The module, with or without relaxed SIMD. */
-export function wasmKernels(relaxed: boolean): Uint8Array<ArrayBuffer> {
-  const mulAdd: MulAdd = relaxed
-    ? f32x4.relaxedMulAdd
-    : (a, b, c) => f32x4.add(f32x4.mul(a, b), c);
-  const swizzle = relaxed ? i8x16.relaxedSwizzle : i8x16.swizzle;
+/**
+ * The module, with or without relaxed SIMD. With it, `bits` of quants are multiplied as
+ * bytes: 7, or 8 if this engine takes them as unsigned, see {@linkcode unsignedBytes}.
+ */
+export function wasmKernels(
+  relaxed: boolean,
+  bits: 7 | 8 = 7,
+): Uint8Array<ArrayBuffer> {
+  const instructions: Relaxed = relaxed
+    ? {
+      mulAdd: f32x4.relaxedMulAdd,
+      swizzle: i8x16.relaxedSwizzle,
+      bits,
+    }
+    : {
+      mulAdd: (a, b, c) => f32x4.add(f32x4.mul(a, b), c),
+      swizzle: i8x16.swizzle,
+    };
+  const { mulAdd } = instructions;
   const blocks = SIMD_FORMATS.filter(isBlocks);
   const floats = SIMD_FORMATS.filter((format): format is FloatFormat =>
     !isBlocks(format)
   );
   return assemble([
-    ...floats.flatMap((format) => [dot(format, mulAdd), unpack(format)]),
+    ...floats.flatMap((format) => [
+      dot(format, mulAdd, 1),
+      dot(format, mulAdd, 2),
+      unpack(format),
+    ]),
     ...blocks.flatMap((format) => [
-      dotBlocks(format, { mulAdd, swizzle }),
-      unpackBlocks(format, { mulAdd, swizzle }),
+      dotBlocks(format, instructions),
+      unpackBlocks(format, instructions),
     ]),
     ...new Map(
-      blocks.map(({ simd }) => roundRow(simd)).map((made) => [made.name, made]),
+      blocks.map(({ simd }) => roundRow(simd, roundingOf(simd, instructions)))
+        .map((made) => [made.name, made]),
     ).values(),
     tiles(mulAdd),
     softmax(mulAdd),
@@ -199,6 +228,32 @@ export function wasmKernels(relaxed: boolean): Uint8Array<ArrayBuffer> {
     unpackHeads(),
     swiglu(mulAdd),
   ]);
+}
+
+/**
+ * Whether this engine multiplies unsigned bytes right although relaxed SIMD only promises
+ * it below 128: x86's VNNI does, others take them as signed or let sums saturate. An
+ * engine must do the same each time.
+ */
+export function unsignedBytes(): boolean {
+  const f = new FunctionBuilder("multiply", { at: "i32" }),
+    { at } = f.parameters;
+  const bytes = (value: number) => v128.const(Array(16).fill(value));
+  const product = i32x4.relaxedDotAdd(bytes(128), bytes(255), f.ints(1));
+  const module = assemble([f.finish([v128.store()(at.get, product)])]);
+  if (!WebAssembly.validate(module)) return false;
+  const memory = new WebAssembly.Memory({
+    initial: 1,
+    maximum: 65536,
+    shared: true,
+  });
+  const { exports } = new WebAssembly.Instance(new WebAssembly.Module(module), {
+    work: { memory },
+  });
+  (exports.multiply as (at: number) => void)(0);
+  return new Int32Array(memory.buffer, 0, 4).every((sum) =>
+    sum === 1 - 4 * 128 * 255
+  );
 }
 
 /** Unpacks eight stored elements into two f32x4, in the order of their format. */
@@ -227,33 +282,50 @@ class Unpacker {
   }
 }
 
-function dot(format: FloatFormat, mulAdd: MulAdd) {
-  const f = new FunctionBuilder(`dot_${format.name}`, {
-    x: "i32",
-    w: "i32",
-    rowBytes: "i32",
-    n: "i32",
-    k: "i32",
-    tailMask: "i32",
-    y: "i32",
-  });
-  const { x, w, rowBytes, n, k, tailMask, y } = f.parameters;
-  const [at, end] = times(2, () => f.local("i32")), far = new FarRows(f, n);
+/** Builds `WasmKernels.dot_…` for one row of x, `dotPair_…` for two. */
+function dot(format: FloatFormat, mulAdd: MulAdd, height: 1 | 2) {
+  const f = new FunctionBuilder(
+    `${height === 1 ? "dot" : "dotPair"}_${format.name}`,
+    {
+      x: "i32",
+      w: "i32",
+      rowBytes: "i32",
+      n: "i32",
+      k: "i32",
+      tailMask: "i32",
+      y: "i32",
+      xBytes: "i32",
+      yBytes: "i32",
+    },
+  );
+  const { x, w, rowBytes, n, k, tailMask, y, xBytes, yBytes } = f.parameters;
+  const end = f.local("i32"), far = new FarRows(f, n);
+  const at = times(height, () => f.local("i32"));
   const rows = times(DOT_ROWS, () => f.local("i32"));
-  const xs = times(2, () => f.local("v128"));
+  const xs = times(height, () => times(2, () => f.local("v128")));
   const unpacker = new Unpacker(format.simd, f);
-  const sums = times(DOT_ROWS, () => times(2, () => f.local("v128")));
+  // One row of x alone has a sum for each half, as it takes as many to hide their latency.
+  const halves = 2 / height;
+  const sums = times(
+    DOT_ROWS,
+    () => times(height, () => times(halves, () => f.local("v128"))),
+  );
 
   const step = (mask?: Code): Code[] => [
-    ...xs.map((half, h) => half.set(v128.load(16 * h)(at.get))),
+    ...xs.flatMap((own, i) =>
+      own.map((half, h) => half.set(v128.load(16 * h)(at[i].get)))
+    ),
     ...rows.flatMap((row, r) => [
       ...unpacker.load(row.get, mask),
-      ...unpacker.halves.map((half, h) =>
-        sums[r][h].set(mulAdd(half.get, xs[h].get, sums[r][h].get))
+      ...xs.flatMap((own, i) =>
+        unpacker.halves.map((half, h) => {
+          const sum = sums[r][i][h % halves];
+          return sum.set(mulAdd(half.get, own[h].get, sum.get));
+        })
       ),
       increase(row, format.simd.bytes),
     ]),
-    increase(at, 32),
+    ...at.map((at) => increase(at, 32)),
   ];
   return f.finish([
     end.set(groupsEnd(x, k)),
@@ -263,11 +335,18 @@ function dot(format: FloatFormat, mulAdd: MulAdd) {
           i32.add(w.get, i32.mul(rowBytes.get, far.row(i32.const(r)))),
         )
       ),
-      ...sums.flat().map((sum) => sum.set(f.floats(0))),
-      at.set(x.get),
-      loop(i32.lessUnsigned(at.get, end.get), step()),
+      ...sums.flat(2).map((sum) => sum.set(f.floats(0))),
+      ...at.map((at, i) => at.set(i ? i32.add(x.get, xBytes.get) : x.get)),
+      loop(i32.lessUnsigned(at[0].get, end.get), step()),
       branch(tailMask.get, step(tailMask.get)),
-      ...far.store(y, sums.map(([a, b]) => f32x4.add(a.get, b.get))),
+      ...at.flatMap((_, i) =>
+        far.store(
+          i ? i32.add(y.get, yBytes.get) : y.get,
+          sums.map((row) =>
+            row[i].map(({ get }) => get).reduce((a, b) => f32x4.add(a, b))
+          ),
+        )
+      ),
     ]),
   ]);
 }

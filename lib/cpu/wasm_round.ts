@@ -1,6 +1,7 @@
 /**
  * Rounds rows of x to 16 bits per group, so that quants multiply as integers: in one
- * instruction eight of them, and not four.
+ * instruction eight or 16 of them, and not four. Sums of a group are exact, however they
+ * are computed.
  *
  * @module
  */
@@ -14,6 +15,7 @@ import {
   i16x8,
   i32,
   i32x4,
+  i8x16,
   increase,
   type Local,
   loop,
@@ -30,11 +32,26 @@ import {
  */
 export const MOST_OUTLYING = 28;
 
-/** Name of the kernel that rounds rows of x. */
+/** Name of the kernel that rounds rows of x; the last number is that of {@linkcode bitsOf}. */
 export const roundRowName = (
   blocks: SimdBlocks,
-): `roundRow_${number}_${number}` =>
-  `roundRow_${blocks.group}_${spanOf(blocks)}`;
+): `roundRow_${number}_${number}_${number}` =>
+  `roundRow_${blocks.group}_${spanOf(blocks)}_${bitsOf(blocks)}`;
+
+/** Bits that quants take as integers that are not negative: 7 at most, or 8. */
+export const bitsOf = ({ values }: SimdBlocks): 7 | 8 =>
+  isShifted(values) && values.length <= 128 ? 7 : 8;
+
+/** Whether the value of a quant is the quant plus the value of quant 0. */
+export const isShifted = (values: readonly number[]): boolean =>
+  values.every((value, quant) => value === quant + values[0]);
+
+/** How rounded elements of x are stored. */
+export type Rounding =
+  /** As i16. */
+  | "words"
+  /** Of each 16, first the upper bytes, then the lower ones, both signed. */
+  | "bytes";
 
 /** Elements that a step of `dotBlocks` multiplies, all as integers or all in f32. */
 export const spanOf = ({ unit, group }: SimdBlocks): number =>
@@ -43,12 +60,12 @@ export const spanOf = ({ unit, group }: SimdBlocks): number =>
 /** Bytes that `roundRow` writes after a row of `k` elements; see {@linkcode Rounded}. */
 export const roundedBytes = (blocks: SimdBlocks, k: number): number =>
   2 * k + 2 * 16 * Math.ceil(k / blocks.group / 4) + 16 +
-  4 * k / spanOf(blocks);
+  16 * k / blocks.group + 4 * k / spanOf(blocks);
 
 /** Makes up for values of quants being in the upper bytes of words. */
 export const UPPER = 2 ** -24;
-/** The largest rounded element. */
-const LARGEST = 32767;
+/** The largest rounded element: the largest that two signed bytes can make. */
+const LARGEST = 127 * 256 + 127;
 /**
  * The range of the largest element of a rounded group: smaller ones are rounded as if one
  * were as large, and larger ones are not rounded.
@@ -57,20 +74,26 @@ const LEAST = 1e-30;
 
 /** Addresses in what `roundRow` writes after a row of x: */
 export class Rounded {
-  /** the elements as i16, */
+  /** the elements, as {@linkcode Rounding} says, */
   readonly quants: Code;
   /** a factor of each group: its scale, or {@link UPPER} if it stays in f32, */
   readonly factors: Code;
   /** the sum of each group, then a vector of zeros, */
   readonly sums: Code;
+  /** four numbers for each group whose sum is that of its rounded elements, */
+  readonly totals: Code;
   /** and whether each span is rounded. */
   readonly spans: Code;
 
-  constructor(x: Code, k: Code, bytes: Code) {
+  constructor({ group }: SimdBlocks, x: Code, k: Code, bytes: Code) {
     this.quants = i32.add(x, i32.shl(k, i32.const(2)));
     this.factors = i32.add(this.quants, i32.shl(k, i32.const(1)));
     this.sums = i32.add(this.factors, bytes);
-    this.spans = i32.add(this.sums, i32.add(bytes, i32.const(16)));
+    this.totals = i32.add(this.sums, i32.add(bytes, i32.const(16)));
+    this.spans = i32.add(
+      this.totals,
+      i32.shrUnsigned(k, i32.const(Math.log2(group) - 4)),
+    );
   }
 }
 
@@ -101,8 +124,9 @@ class GroupRounder {
     readonly f: FunctionBuilder<string>,
     readonly at: Local,
     readonly group: number,
+    readonly rounding: Rounding,
   ) {
-    this.#vectors = times(4, () => f.local("v128"));
+    this.#vectors = times(6, () => f.local("v128"));
   }
 
   /** Measures a group, and clears `rounded` if it must not be rounded. */
@@ -131,27 +155,45 @@ class GroupRounder {
     ];
   }
 
-  /** Rounds a measured group to `quants`, and sets its scale and sum. */
-  round({ g, factor, sum }: Group, quants: Local): Code[] {
-    const { f } = this, [low, high, total, scale] = this.#vectors;
+  /** Rounds a measured group to `quants` and `totals`, and sets its scale and sum. */
+  round({ g, factor, sum }: Group, quants: Local, totals: Local): Code[] {
+    const { f } = this, [low, high, total, scale, ...both] = this.#vectors;
     const integers = (i: number) =>
       i32x4.truncate(f32x4.nearest(f32x4.mul(this.#four(g, i), scale.get)));
     return [
       factor.set(f32.max(factor.get, f32.const(LEAST))),
       scale.set(f32x4.splat(f32.div(f32.const(LARGEST), factor.get))),
       total.set(f.ints(0)),
-      ...times(this.group / 8, (i) => [
-        low.set(integers(2 * i)),
-        high.set(integers(2 * i + 1)),
-        total.set(i32x4.add(total.get, i32x4.add(low.get, high.get))),
-        v128.store(2 * (g * this.group + 8 * i))(
-          quants.get,
-          i16x8.narrow(low.get, high.get),
+      ...times(this.group / 16, (t) => [
+        ...both.flatMap((eight, i) => [
+          low.set(integers(4 * t + 2 * i)),
+          high.set(integers(4 * t + 2 * i + 1)),
+          total.set(i32x4.add(total.get, i32x4.add(low.get, high.get))),
+          eight.set(i16x8.narrow(low.get, high.get)),
+        ]),
+        ...this.#stored(both).map((half, i) =>
+          v128.store(2 * (g * this.group + 16 * t + 8 * i))(quants.get, half)
         ),
       ]).flat(),
+      v128.store(16 * g)(totals.get, total.get),
       factor.set(f32.div(factor.get, f32.const(LARGEST))),
       total.set(f32x4.convert(total.get)),
       sum.set(f32.mul(lanes(f32.add, total), factor.get)),
+    ];
+  }
+
+  /** 16 elements as they are stored, in two vectors. */
+  #stored(both: readonly Local[]): Code[] {
+    if (this.rounding === "words") return both.map(({ get }) => get);
+    const { f } = this, bits = i32.const(8);
+    const bytes = (of: (eight: Code) => Code) => {
+      const [a, b] = both.map(({ get }) => i16x8.shiftRight(of(get), bits));
+      return i8x16.narrow(a, b);
+    };
+    return [
+      // What the lower byte makes less, the upper one makes up for.
+      bytes((eight) => i16x8.add(eight, f.ints(0x00800080))),
+      bytes((eight) => i16x8.shiftLeft(eight, bits)),
     ];
   }
 
@@ -170,7 +212,7 @@ const lanes = (combine: typeof f32.add, { get }: Local): Code =>
  * Builds `WasmKernels.roundRow_…`. A span is rounded if no group has an element larger
  * than `most` times the mean of {@linkcode MOST_OUTLYING}.
  */
-export function roundRow(blocks: SimdBlocks) {
+export function roundRow(blocks: SimdBlocks, rounding: Rounding) {
   const { group } = blocks, span = spanOf(blocks);
   const f = new FunctionBuilder(roundRowName(blocks), {
     x: "i32",
@@ -179,19 +221,21 @@ export function roundRow(blocks: SimdBlocks) {
   });
   const { x, k, most } = f.parameters;
   const [at, end, rounded, bytes] = times(4, () => f.local("i32"));
-  const [quants, factors, sums, spans] = times(4, () => f.local("i32"));
+  const [quants, factors, sums] = times(3, () => f.local("i32"));
+  const [totals, spans] = times(2, () => f.local("i32"));
   const groups = times(span / group, (g): Group => ({
     g,
     factor: f.local("f32"),
     sum: f.local("f32"),
   }));
-  const rounder = new GroupRounder(f, at, group);
-  const to = new Rounded(x.get, k.get, bytes.get);
+  const rounder = new GroupRounder(f, at, group, rounding);
+  const to = new Rounded(blocks, x.get, k.get, bytes.get);
   return f.finish([
     bytes.set(factorBytes(blocks, k.get)),
     quants.set(to.quants),
     factors.set(to.factors),
     sums.set(to.sums),
+    totals.set(to.totals),
     spans.set(to.spans),
     at.set(x.get),
     end.set(quants.get),
@@ -201,7 +245,7 @@ export function roundRow(blocks: SimdBlocks) {
       i32.store()(spans.get, rounded.get),
       branch(
         rounded.get,
-        groups.flatMap((group) => rounder.round(group, quants)),
+        groups.flatMap((group) => rounder.round(group, quants, totals)),
         groups.map(({ factor }) => factor.set(f32.const(UPPER))),
       ),
       ...groups.flatMap(({ g, factor, sum }) => [
@@ -211,6 +255,7 @@ export function roundRow(blocks: SimdBlocks) {
       increase(at, 4 * span),
       increase(quants, 2 * span),
       ...[factors, sums].map((local) => increase(local, 4 * groups.length)),
+      increase(totals, 16 * groups.length),
       increase(spans, 4),
     ]),
     v128.store()(sums.get, f.floats(0)),

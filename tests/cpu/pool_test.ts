@@ -1,15 +1,20 @@
-import { assertEquals, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { slowTest } from "../support/quick.ts";
 
 /** A program that checks a matmul of several chunks, then prints the state of its threads. */
-const program = (library: string, last: string, beforeInfo = "") => `
+const program = (
+  library: string,
+  last: string,
+  beforeInfo = "",
+  threads = 3,
+) => `
   import { CpuOps } from ${JSON.stringify(library)};
   import { matrixOf } from ${
   JSON.stringify(library.replace("cpu/ops.ts", "formats/matrix.ts"))
 };
   const config = { numAttentionHeads: 2, numKeyValueHeads: 1, headDim: 16, rmsNormEps: 1e-6,
     ropeTheta: 1e4, ropeScaling: null };
-  const ops = new CpuOps(config, { threads: 3 });
+  const ops = new CpuOps(config, { threads: ${threads} });
   const w = ops.tensor("bf16", [4000, 512]);
   w.data.fill(0x3f80);
   const x = ops.tensor("f32", [2, 512]);
@@ -60,6 +65,25 @@ Deno.test("a process ends once its pool is disposed", async () => {
     "--allow-read",
   );
   assertEquals(info.threads, 3);
+});
+
+Deno.test("threads without work sleep", async () => {
+  const threads = 9; // polling, they would take all cores, however busy those are
+  const rest = `
+    import { cpuUsage } from "node:process";
+    await new Promise((done) => setTimeout(done, 300));
+    const began = performance.now(), before = cpuUsage();
+    await new Promise((done) => setTimeout(done, 300));
+    const { user, system } = cpuUsage(before), ms = performance.now() - began;
+    console.log(JSON.stringify({ threads: ops.info.threads, share: (user + system) / 1000 / ms }));
+    Deno.exit();
+  `;
+  const { info } = await run(
+    program(LIBRARY, "", rest, threads),
+    "--allow-read",
+  );
+  assertEquals(info.threads, threads);
+  assert(info.share < 0.3, `${info.share} of a core`);
 });
 
 slowTest("a process ends without disposing its pool", async () => {

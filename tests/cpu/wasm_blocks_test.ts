@@ -12,6 +12,7 @@ import {
 import {
   type Planes,
   SIMD_FORMATS,
+  unsignedBytes,
   wasmKernels,
 } from "../../lib/cpu/wasm_kernels.ts";
 import { threadSpace, writeMasks } from "../../lib/cpu/jobs.ts";
@@ -104,9 +105,16 @@ function assertSums(
 /** Errors of sums in f32, and of x rounded to 16 bits, in sizes of what was summed. */
 const EXACT = 3e-7, ROUNDED = 2e-5;
 
-const [RELAXED, PLAIN] = [true, false].map((relaxed) =>
-  new WebAssembly.Module(wasmKernels(relaxed))
-);
+/** The modules that this engine runs right, by what they use. */
+const MODULES = {
+  "plain SIMD": new WebAssembly.Module(wasmKernels(false)),
+  "relaxed SIMD": new WebAssembly.Module(wasmKernels(true, 7)),
+  ...unsignedBytes() && {
+    "relaxed SIMD, unsigned bytes": new WebAssembly.Module(
+      wasmKernels(true, 8),
+    ),
+  },
+};
 const GUARD = 64;
 /** Where the masks have ended. */
 const FREE = threadSpace(0);
@@ -114,18 +122,18 @@ const FREE = threadSpace(0);
 /** A memory full of NaN with masks, planes and x. */
 function placed(
   format: BlockFormat,
-  relaxed: boolean,
+  module: WebAssembly.Module,
   stored: Uint8Array,
   x: Float32Array,
 ) {
   const memory = new WebAssembly.Memory({
-    initial: 8,
+    initial: 16,
     maximum: 65536,
     shared: true,
   });
   new Float32Array(memory.buffer).fill(NaN, FREE / 4);
   writeMasks(memory.buffer);
-  const { kernels } = bind(relaxed ? RELAXED : PLAIN, memory);
+  const { kernels } = bind(module, memory);
   let at = FREE;
   const place = (bytes: Uint8Array) => {
     const address = at;
@@ -143,8 +151,8 @@ function placed(
 }
 
 for (const format of FORMATS_OF_BLOCKS) {
-  for (const relaxed of [true, false]) {
-    const name = `${format.name}, ${relaxed ? "relaxed" : "plain"} SIMD`;
+  for (const [what, module] of Object.entries(MODULES)) {
+    const name = `${format.name}, ${what}`;
 
     randomTest(`${name}: dot of any number of rows and widths`, (random) => {
       let rounding = 0;
@@ -154,7 +162,7 @@ for (const format of FORMATS_OF_BLOCKS) {
           const x = random.tensor("f32", [k], 3).data as Float32Array;
           const { memory, kernels, planes, xAt, free, mask } = placed(
             format,
-            relaxed,
+            module,
             stored,
             x,
           );
@@ -187,7 +195,7 @@ for (const format of FORMATS_OF_BLOCKS) {
         const n = 3, stored = randomRows(random, format, n, k);
         const { memory, kernels, planes, free, mask } = placed(
           format,
-          relaxed,
+          module,
           stored,
           new Float32Array(k),
         );

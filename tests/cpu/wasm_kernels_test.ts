@@ -31,16 +31,28 @@ function place(
   return array.map((_, i) => array[i] = Math.sin(i * 1.7 + address));
 }
 
-test("dot handles any number of rows and writes only its columns", ({ memory, kernels }) => {
-  const x = place(memory, 0, 16), w = place(memory, 1024, 6 * 16);
-  kernels.dot_f32(0, 1024, 64, 6, 16, 0, 8192);
-  const expected = [0, 1, 2, 3, 4, 5].map((j) =>
-    x.reduce((sum, value, i) => sum + value * w[j * 16 + i], 0)
-  );
-  const y = new Float32Array(memory.buffer, 8192, 9);
-  assertAllClose(y.subarray(0, 6), expected, { absolute: 1e-6 });
-  assertEquals(y[8], NaN);
-});
+for (const n of [1, 2, 3, 4, 5, 6, 9]) {
+  test(`dot, and of pairs, of ${n} rows writes only its columns`, ({ memory, kernels }) => {
+    const x = [place(memory, 0, 16), place(memory, 96, 16)];
+    const w = place(memory, 1024, n * 16);
+    const expected = x.map((x) =>
+      Array.from(
+        { length: n },
+        (_, j) => x.reduce((sum, value, i) => sum + value * w[j * 16 + i], 0),
+      )
+    );
+    const requireY = (address: number, expected: number[]) => {
+      const y = new Float32Array(memory.buffer, address, n + 1);
+      assertAllClose(y.subarray(0, n), expected, { absolute: 1e-6 });
+      assertEquals(y[n], NaN);
+    };
+    kernels.dot_f32(0, 1024, 64, n, 16, 0, 8192, 0, 0);
+    requireY(8192, expected[0]);
+    kernels.dotPair_f32(0, 1024, 64, n, 16, 0, 9216, 96, 64);
+    requireY(9216, expected[0]);
+    requireY(9280, expected[1]);
+  });
+}
 
 for (const rows of [1, 2, 3, 4, 5, 6]) {
   test(`tiles of ${rows} rows store, then add`, ({ memory, kernels }) => {
