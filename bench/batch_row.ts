@@ -5,7 +5,7 @@
  */
 import { profile } from "../lib/tools/profile/profile.ts";
 import { promptIds } from "../lib/tools/profile/setting.ts";
-import { generate, GREEDY } from "./model_rows.ts";
+import { generate, GREEDY, stepBytes } from "./model_rows.ts";
 import { measure, type Measured, withBound } from "./report.ts";
 import type { BenchSetting } from "./setting.ts";
 
@@ -17,7 +17,7 @@ export async function batchRow(
 ): Promise<Measured> {
   const { model, maxTokens } = setting.options;
   const { peaks } = await setting.onGpu();
-  const { qwen } = await setting.model(prompt + maxTokens);
+  const { qwen, runner } = await setting.model(prompt + maxTokens);
   const { vocabSize } = qwen.config;
   const prompts = Array.from(
     { length: sequences },
@@ -29,11 +29,16 @@ export async function batchRow(
     await Array.fromAsync(run);
     return run.stats.decodeTokensPerSecond;
   });
-  const one = measure(
-    "generate, one sequence",
-    "tokens/s",
-    (await setting.repeat(() => generate(qwen, prompt, maxTokens)))
-      .map(({ decodeTokensPerSecond }) => decodeTokensPerSecond),
+  const stats = await setting.repeat(() => generate(qwen, prompt, maxTokens));
+  const one = withBound(
+    measure(
+      "generate, one sequence",
+      "tokens/s",
+      stats.map(({ decodeTokensPerSecond }) => decodeTokensPerSecond),
+    ),
+    peaks,
+    "memory",
+    stepBytes(runner, prompt + Math.floor(maxTokens / 2)),
   );
   const { phases: [, step] } = await profile(model, {
     device: "gpu",

@@ -6,6 +6,7 @@
  * @module
  */
 import type { Checkpoint } from "../lib/checkpoint/checkpoint.ts";
+import { parseSynthetic } from "../lib/checkpoint/synthetic.ts";
 import { contextLimit } from "../lib/checkpoint/config.ts";
 import type { Peaks } from "../lib/tools/profile/report.ts";
 
@@ -34,6 +35,18 @@ export function sizeOf({ tensors, config }: Checkpoint): ModelSize {
   };
 }
 
+/** Bytes of weights from which a software renderer takes minutes for a prompt. */
+export const MOST_SOFTWARE_BYTES = 2e9;
+
+/** The synthetic model of another size with the same parameters; others have no such sizes. */
+export function resized(model: string, size: string): string | undefined {
+  const [, query] = /^synthetic:qwen3-[^?]*(\?.*)?$/i.exec(model.trim()) ?? [
+    undefined,
+    null,
+  ];
+  return query === null ? undefined : `synthetic:qwen3-${size}${query ?? ""}`;
+}
+
 /** Share of the f32 peak that prompts reach, and microseconds between dispatches. */
 const HARDWARE = { prompt: 0.4, dispatch: 4e-6 };
 const SOFTWARE = { prompt: 0.08, dispatch: 60e-6 };
@@ -47,10 +60,21 @@ const START = 1, LOAD = 1e9;
 export class Speed {
   constructor(
     readonly model: ModelSize,
-    readonly options: { runs: number; maxTokens: number },
+    readonly options: { model: string; runs: number; maxTokens: number },
     readonly gpu?: { peaks: Peaks; software: boolean },
     readonly threads: number = navigator.hardwareConcurrency,
   ) {}
+
+  /** The speed with a model of another size; undefined if that is not measured. */
+  resized(size: string): Speed | undefined {
+    const { options, gpu, threads } = this;
+    const model = resized(options.model, size);
+    const of = model && sizeOf(parseSynthetic(model));
+    if (!of || gpu?.software && of.bytes > MOST_SOFTWARE_BYTES) {
+      return undefined;
+    }
+    return new Speed(of, { ...options, model }, gpu, threads);
+  }
 
   /** Runs of a measurement, with the one that warms up. */
   runs(most = Infinity): number {

@@ -44,7 +44,11 @@ function tableOf(rows: readonly Row[]): string {
       rows.flatMap(({ peers }) => peers.map(({ program }) => program)),
     ),
   ];
-  const head = ["row", "measure", "result", "of peak", ...programs, "target"];
+  const head = [
+    ...["row", "measure", "result", "GB/s", "of peak"],
+    ...programs,
+    "target",
+  ];
   const lines = rows.flatMap((row) => {
     const { unmeasured, failed, measures, targets = {}, peers } = row;
     const problem = failed !== undefined
@@ -57,6 +61,7 @@ function tableOf(rows: readonly Row[]): string {
       i === 0 ? row.row : "",
       measure.name,
       resultText(measure),
+      measure.readGBps === undefined ? "" : number(measure.readGBps),
       peakText(measure),
       ...programs.map((program) =>
         peers.filter((peer) =>
@@ -73,7 +78,7 @@ function tableOf(rows: readonly Row[]): string {
 }
 
 /** Cells padded to columns, the first line being the head. */
-function aligned(lines: readonly string[][]): string {
+export function aligned(lines: readonly string[][]): string {
   const widths = lines[0].map((_, i) =>
     Math.max(3, ...lines.map((line) => line[i].length))
   );
@@ -86,7 +91,7 @@ function aligned(lines: readonly string[][]): string {
 }
 
 /** `927 tokens/s (925–928)`; milliseconds from 1,000 up are seconds. */
-function resultText({ unit, median, low, high, runs }: Measure): string {
+export function resultText({ unit, median, low, high, runs }: Measure): string {
   const [scale, name] = unit === "ms" && median >= 1000
     ? [1000, "s"]
     : [1, unit];
@@ -111,7 +116,7 @@ function peerText(
 }
 
 /** Text escaped to stay within one cell. */
-const escaped = (text: string) =>
+export const escaped = (text: string) =>
   text.replaceAll(/\s+/g, " ").replaceAll("|", "\\|");
 
 const capitalized = (text: string) => text[0].toUpperCase() + text.slice(1);

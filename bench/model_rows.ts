@@ -49,8 +49,7 @@ export async function decodeRow(
     stats.map(({ decodeTokensPerSecond }) => decodeTokensPerSecond),
   );
   // Steps read more as the context grows; the middle one stands for the average.
-  const middle = prompt + Math.floor(maxTokens / 2);
-  const { bytes } = workOf(runner, runner.pass(1, false).plan, 1, middle);
+  const bytes = stepBytes(runner, prompt + Math.floor(maxTokens / 2));
   const measures = [withBound(wall, peaks, "memory", bytes)];
   if (runner.gpu.timestamps) {
     const loops = await setting.repeat(async () =>
@@ -173,8 +172,15 @@ export async function contextRow(
   };
   const [nearStep] = await step(short);
   const [farStep] = await step(context - 1);
-  const nearRate = measure("generate at the start", "tokens/s", near);
-  const farRate = measure("generate at the end", "tokens/s", far);
+  const average = (name: string, rates: number[], prompt: number) =>
+    withBound(
+      measure(name, "tokens/s", rates),
+      peaks,
+      "memory",
+      stepBytes(runner, prompt + Math.floor(maxTokens / 2)),
+    );
+  const nearRate = average("generate at the start", near, short);
+  const farRate = average("generate at the end", far, context - maxTokens);
   return {
     measures: [
       farRate,
@@ -191,6 +197,14 @@ export async function contextRow(
       ]),
     ],
   };
+}
+
+/**
+ * Bytes that a decode step after `length` tokens must read: the weights as they are stored,
+ * without the embedding table, of which it reads a row, and the cached keys and values.
+ */
+export function stepBytes(runner: GpuRunner, length: number): number {
+  return workOf(runner, runner.pass(1, false).plan, 1, length).bytes;
 }
 
 /** FLOPs of a pass, and the least bytes that it must move. */

@@ -31,6 +31,8 @@ export interface Measure {
   bound?: "memory" | "f32" | "f16";
   /** Fraction of that peak. */
   fraction?: number;
+  /** GB/s of what a step must read, where memory is the bound. */
+  readGBps?: number;
 }
 
 /** Another program's result, measured by bench/peers/run.sh. */
@@ -111,7 +113,13 @@ export function withBound(
   const peak = bound === "memory"
     ? peaks.readGBps * 1e9
     : (bound === "f16" ? peaks.f16TFLOPS : peaks.f32TFLOPS)! * 1e12;
-  return { ...measured, bound, fraction: measured.median * perUnit / peak };
+  const rate = measured.median * perUnit;
+  return {
+    ...measured,
+    bound,
+    fraction: rate / peak,
+    ...bound === "memory" ? { readGBps: rate / 1e9 } : {},
+  };
 }
 
 /** Up to four significant digits; integers from 1,000 up. */
@@ -134,14 +142,17 @@ export function rowText({ row, what, unmeasured, failed, ...found }: Row) {
 }
 
 function measureText(
-  { name, unit, median, low, high, runs, bound, fraction }: Measure,
+  { name, unit, median, low, high, runs, bound, fraction, readGBps }: Measure,
 ) {
   const range = runs > 1
     ? `(${number(low)}–${number(high)}, ${runs} runs)`
     : "(1 run)";
+  const share = `${(100 * (fraction ?? 0)).toFixed(1)}%`;
   const part = fraction === undefined
     ? ""
-    : `${(100 * fraction).toFixed(1)}% of ${bound} peak`;
+    : readGBps === undefined
+    ? `${share} of ${bound} peak`
+    : `${number(readGBps)} GB/s, ${share}`;
   return `${name.padEnd(27)} ${`${number(median)} ${unit}`.padStart(16)} ${
     range.padEnd(28)
   } ${part}`.trimEnd();

@@ -47,6 +47,7 @@ const GENERATE = "generate", FIRST = "generate, to first token";
 export function rowKinds(): Map<string, RowKind> {
   return new Map<string, RowKind>([
     ...modelRows(),
+    ...resizedRows(new Map(modelRows())),
     ...kernelRows(),
     ...processRows(),
     ...cpuRows(),
@@ -118,6 +119,34 @@ function modelRows(): NamedRow[] {
       },
     }],
   ];
+}
+
+/** Sizes beside that of the model, what is measured of them, and their targets. */
+const SIZES = ["4b", "8b"];
+const RESIZED: readonly [row: string, targets: RowKind["targets"]][] = [
+  [`decode-${SHORT}`, { "8b": "75 % of peak, better 85" }],
+  ["prefill-512", { "8b": "1.4 × llama.cpp without tensor cores" }],
+  [`batch-${BATCH}`, { "8b": "2,390 tokens/s, better 3,350" }],
+];
+
+function resizedRows(rows: ReadonlyMap<string, RowKind>): NamedRow[] {
+  return SIZES.flatMap((size) =>
+    RESIZED.map(([row, targets]): NamedRow => {
+      const { what, measure, seconds, peers } = rows.get(row)!;
+      const [compared] = Object.values(peers!.workloads),
+        target = targets![size];
+      return [`${row}-${size}`, {
+        what: `Qwen3-${size.toUpperCase()}: ${what}`,
+        measure: (setting) => setting.resized(size, measure),
+        seconds: (speed) => {
+          const there = speed.resized(size);
+          // Loaded once for all of its rows.
+          return there ? there.load / RESIZED.length + seconds(there) : 0;
+        },
+        ...target ? { targets: { [compared]: target } } : {},
+      }];
+    })
+  );
 }
 
 function decode(prompt: number): NamedRow {

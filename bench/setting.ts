@@ -17,7 +17,14 @@ import type { Plan, StepState } from "../lib/webgpu/plan.ts";
 import type { Peaks } from "../lib/tools/profile/report.ts";
 import { timePlan } from "../lib/webgpu/timing.ts";
 import { GpuRunner } from "../lib/gpu/runner.ts";
-import { type ModelSize, sizeOf } from "./estimate.ts";
+import { shownUrl } from "../lib/checkpoint/fetch.ts";
+import { MemoryError } from "../lib/errors.ts";
+import {
+  type ModelSize,
+  MOST_SOFTWARE_BYTES,
+  resized,
+  sizeOf,
+} from "./estimate.ts";
 import { Unmeasurable } from "./report.ts";
 import { kindOf, type ModelKind } from "./targets.ts";
 
@@ -60,6 +67,8 @@ export class BenchSetting implements Disposable {
   #loaded?: Loaded;
   #opening?: Promise<OnGpu>;
   #gpu?: Gpu;
+  /** That of another size. */
+  #resized?: BenchSetting;
 
   private constructor(
     readonly options: BenchOptions,
@@ -99,6 +108,7 @@ export class BenchSetting implements Disposable {
    * @throws {Unmeasurable} if the checkpoint's context is shorter.
    */
   async model(context: number): Promise<Loaded> {
+    this.#resized?.freeModel();
     if (this.#loaded && this.#loaded.qwen.context >= context) {
       return this.#loaded;
     }
@@ -121,6 +131,46 @@ export class BenchSetting implements Disposable {
     return this.#keep(await loadQwen3(model, { ...options, context }));
   }
 
+  /**
+   * Measures a synthetic model of another size with the same parameters, on the same GPU.
+   *
+   * @throws {Unmeasurable} if this model is another one, or that one is too large
+   */
+  async resized<T>(
+    size: string,
+    measure: (setting: BenchSetting) => Promise<T>,
+  ): Promise<T> {
+    const { options } = this, { gpu } = await this.onGpu();
+    const model = resized(options.model, size);
+    if (model === undefined) {
+      throw new Unmeasurable(
+        `the model is ${shownUrl(options.model)}, must be synthetic:qwen3-…`,
+      );
+    }
+    if (this.#resized?.options.model !== model) {
+      this.#resized?.freeModel();
+      this.#resized = await BenchSetting.open({ ...options, model });
+      this.#resized.#opening = this.#opening;
+    }
+    const { bytes } = this.#resized.size;
+    if (gpu.software && bytes > MOST_SOFTWARE_BYTES) {
+      const [is, most] = [bytes, MOST_SOFTWARE_BYTES].map((n) =>
+        `${(n / 1e9).toFixed(1)} GB`
+      );
+      throw new Unmeasurable(
+        `its weights are ${is}, must be at most ${most} on a software renderer`,
+      );
+    }
+    this.#loaded?.qwen[Symbol.dispose]();
+    this.#loaded = undefined;
+    try {
+      return await measure(this.#resized);
+    } catch (error) {
+      if (!(error instanceof MemoryError)) throw error;
+      throw new Unmeasurable(error.message);
+    }
+  }
+
   #keep(qwen: Qwen3): Loaded {
     const { runner } = qwen;
     if (!(runner instanceof GpuRunner)) {
@@ -131,6 +181,7 @@ export class BenchSetting implements Disposable {
 
   /** Frees the model's memory for a row that needs no model or loads its own. */
   freeModel(): void {
+    this.#resized?.freeModel();
     this.#loaded?.qwen[Symbol.dispose]();
     this.#loaded = undefined;
   }

@@ -6,12 +6,24 @@
  *   deno task bench --only decode-128,prefill-512 --peers .peers
  *   deno task bench --model models/stories-3m --only decode-128,load --runs 2
  *   deno task bench --markdown
+ *   deno task bench --against ../before --only decode-128,decode-128-8b
  *
  * Rows go to stdout as they are done; a row that this machine or model cannot run says
  * why. What runs and about how long goes to stderr. With `--json` stdout is one line, a
  * `BenchReport` of bench/report.ts, and with `--markdown` it is the table that
- * bench/log.md keeps. `deno bench` times single kernels, see bench/*_bench.ts.
+ * bench/log.md keeps. Beside tokens/s are the GB/s at which the weights, as they are
+ * stored and without the embedding table, and the cached keys and values have been read,
+ * and the share of the peak. `--against DIR` runs the bench of another checkout in turns
+ * with this one and prints both, with the median of the pairs' ratios. `deno bench` times single kernels, see bench/*_bench.ts.
  */
+import {
+  againstMarkdown,
+  type AgainstReport,
+  againstText,
+  pairRows,
+  requireCheckout,
+  runPairs,
+} from "../bench/against.ts";
 import { reportMarkdown } from "../bench/markdown.ts";
 import { modelOfPeers, requirePeers, runPeers } from "../bench/peers.ts";
 import { aboutText, Speed } from "../bench/estimate.ts";
@@ -28,6 +40,7 @@ import { BenchSetting, type OnGpu } from "../bench/setting.ts";
 import { targetsOf } from "../bench/targets.ts";
 import { shownUrl } from "../lib/checkpoint/fetch.ts";
 import { errorText, NoAdapterError } from "../lib/errors.ts";
+import { taskArgs } from "./command.ts";
 import { type FlagTable, runTask } from "./flags.ts";
 import {
   cacheRequest,
@@ -57,6 +70,10 @@ const FLAGS: FlagTable = {
     "text",
     "also run llama.cpp, from a folder made by bench/peers/pack.sh",
   ],
+  "against": [
+    "text",
+    "another checkout, run in turns with this one, --runs pairs of them",
+  ],
   "json": ["switch", "print the report as one line of JSON instead of text"],
   "markdown": ["switch", "print a table in Markdown instead of text"],
   ...LOADING_FLAGS,
@@ -77,11 +94,14 @@ const ROWS = [...KINDS].map(([name, { what }]) =>
 await runTask({
   usage: "deno task bench [flags]",
   flags: FLAGS,
-  notes: `Rows:\n${ROWS.join("\n")}`,
+  notes: `Rows:\n${
+    ROWS.join("\n")
+  }\n\nBeside tokens/s: GB/s of weights and cache read, % of the measured peak.`,
   flagsOnly: "bench",
   examples: [
     "deno task bench --only decode-128,prefill-512",
     "deno task bench --model models/stories-3m --runs 2 --max-tokens 16",
+    "deno task bench --against ../before --only decode-128",
   ],
 }, async (flags) => {
   const markdown = flags.on("markdown") ?? false;
@@ -110,7 +130,17 @@ await runTask({
     );
   }
   const peers = flags.text("peers");
+  const against = flags.text("against");
+  if (peers !== undefined && against !== undefined) {
+    throw new Error(
+      "Cannot bench: --against and --peers are both given, must be one of them",
+    );
+  }
   if (peers !== undefined) requirePeers(peers);
+  if (against !== undefined) {
+    const form = json ? "json" : markdown ? "markdown" : "text";
+    return await compare(against, options, form, progress);
+  }
   const print = json || markdown ? () => {} : (text: string) => {
     progress.clear();
     if (text) console.log(text);
@@ -170,6 +200,37 @@ await runTask({
   if (markdown) console.log(reportMarkdown(report));
   return rows.some(({ failed }) => failed) || peersFailed.length ? 1 : 0;
 });
+
+/** Measures another checkout in turns with this one. */
+async function compare(
+  against: string,
+  { runs, maxTokens }: { runs: number; maxTokens: number },
+  form: "json" | "markdown" | "text",
+  progress: Progress,
+): Promise<number> {
+  const folder = requireCheckout(against), began = performance.now();
+  const reports = await runPairs(
+    folder,
+    taskArgs(),
+    runs,
+    (what) => progress.notice(`${what} …`),
+  );
+  const [{ model, adapter, deno }] = reports.ours;
+  const rows = pairRows(reports);
+  const report: AgainstReport = {
+    ...{ model, against, adapter, deno, pairs: runs, maxTokens, rows },
+    seconds: (performance.now() - began) / 1000,
+  };
+  progress.clear();
+  console.log(
+    form === "json"
+      ? JSON.stringify(report)
+      : form === "markdown"
+      ? againstMarkdown(report)
+      : againstText(report),
+  );
+  return rows.some(({ failed }) => failed) ? 1 : 0;
+}
 
 /**
  * Opens the GPU if a row needs it. Without an adapter, rows that do not are measured.

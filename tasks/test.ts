@@ -30,12 +30,17 @@ const INPUTS = "QWEN3_TEST_INPUTS"; // read by tests/fuzz_test.ts
  */
 const WHERE = [
   "tests/golden_test.ts",
+  "tests/tasks/bench_test.ts",
   "tests/gguf_golden_test.ts",
   "tests/browser_test.ts",
+  "tests/tools/texts_test.ts",
+  "tests/server/page_test.ts",
+  "tests/kernels/gemm_test.ts",
+  "tests/load_test.ts",
   "tests/runtimes_test.ts",
+  "tests/kernels/expert_gemm_test.ts",
   "tests/quantized_cache_test.ts",
   "tests/kernels/attend_decode_test.ts",
-  "tests/quantize_test.ts",
   ...["tests", "lib", "kernels", "mod.ts", "README.md"],
 ];
 /**

@@ -141,12 +141,9 @@ export class Plan implements Disposable {
     begin = 0,
     end = this.dispatches.length,
   ): void {
-    for (
-      const { pipeline, bindGroup, grid, gridAt } of this.dispatches.slice(
-        begin,
-        end,
-      )
-    ) {
+    const last = Math.min(end, this.dispatches.length);
+    for (let i = begin; i < last; i++) {
+      const { pipeline, bindGroup, grid, gridAt } = this.dispatches[i];
       const groups = gridAt ? gridAt(state) : grid;
       if (!groups) continue;
       pass.setPipeline(pipeline);

@@ -4,7 +4,7 @@ import { rowKinds } from "../../bench/rows.ts";
 
 /** Qwen3-0.6B in bf16. */
 const MODEL = { bytes: 1.19e9, weights: 0.596e9, layers: 28, context: 40960 };
-const OPTIONS = { runs: 5, maxTokens: 256 };
+const OPTIONS = { model: "synthetic:qwen3-0.6b", runs: 5, maxTokens: 256 };
 const H200 = {
   peaks: { readGBps: 4500, f32TFLOPS: 60, fillWorkgroups: 256 },
   software: false,

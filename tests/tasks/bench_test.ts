@@ -5,6 +5,7 @@ import {
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
+import type { AgainstReport } from "../../bench/against.ts";
 import { reportMarkdown } from "../../bench/markdown.ts";
 import { modelOfPeers } from "../../bench/peers.ts";
 import {
@@ -74,6 +75,11 @@ gpuTest(
       assertEquals([wall.runs, wall.bound], [2, "memory"]);
       assert(wall.low <= wall.median && wall.median <= wall.high);
       assert(wall.low > 0 && wall.fraction! > 0);
+      const { readGBps } = report.peaks!;
+      assertEquals(wall.readGBps! / readGBps, wall.fraction);
+      // All of its weights: the embedding table is the LM head. Few keys and values.
+      const [bytes, weights] = [wall.readGBps! * 1e9 / wall.median, 6.1e6];
+      assert(bytes > weights && bytes < 1.2 * weights, `${bytes}`);
       assertEquals(
         decode.peers.map((
           { program, workload, device, measure, runs, factor },
@@ -189,7 +195,7 @@ Deno.test("without a GPU, rows that need one say so", async () => {
 });
 
 gpuTest(
-  "paths are relative to where the user stands; a failed peer is named",
+  "fresh processes and peers get paths from where the user stands",
   async () => {
     const folder = await Deno.makeTempDir();
     try {
@@ -197,19 +203,28 @@ gpuTest(
       await pretendPeers(`${folder}/peers`);
       await Deno.symlink(Deno.realPathSync(STORIES), `${folder}/stories`);
       const { code, stdout, stderr } = await task([
-        ...["--model", "./stories", "--only", "load,cpu", "--json"],
-        ...["--runs", "1", "--max-tokens", "8", "--peers", "peers"],
+        ...["--model", "./stories", "--only", "load,memory,first-use,cpu"],
+        ...["--runs", "1", "--max-tokens", "8", "--peers", "peers", "--json"],
       ], { TMPDIR: folder, INIT_CWD: folder });
-      const { rows: [load, cpu], peersFailed }: BenchReport = JSON.parse(
-        stdout,
-      );
-      assertEquals(load.measures.length, 1, stderr);
+      assertMatch(stderr, /^memory \(2 of 4\), a few seconds …$/m);
+      assertEquals(stdout.trimEnd().split("\n").length, 1);
+      const { rows, peersFailed }: BenchReport = JSON.parse(stdout);
+      assertEquals(rows.map(({ row }) => row), [
+        ...["load", "memory", "first-use", "cpu"],
+      ]);
+      assertEquals(rows.map(({ measures }) => measures.length), [1, 3, 2, 2]);
+      const median = (row: number, measure: number) =>
+        rows[row].measures[measure].median;
+      assert(median(0, 0) > 0, "load");
+      assert(median(1, 0) <= median(1, 1), "a peak only grows");
+      assert(median(2, 0) < median(2, 1), "the process began before the call");
+      const cpu = rows[3];
       assertEquals(peersFailed, ["cpu: no such device"]); // it was started
       assertEquals(cpu.peers, []);
       assertEquals(cpu.measures.map(({ unit }) => unit), [
         ...["tokens/s", "tokens/s"],
       ]);
-      assertEquals(code, 1);
+      assertEquals(code, 1); // a failed peer is a failure
     } finally {
       await Deno.remove(folder, { recursive: true });
     }
@@ -257,26 +272,6 @@ Deno.test("a GGUF file on the web is refused for peers", () => {
     "Cannot run peers: https://a/b.gguf is on the web, must be a file of this machine",
   );
 });
-
-gpuTest(
-  "a fresh process loads and reports its memory; --json prints JSON alone",
-  async () => {
-    const { code, stdout, stderr } = await task([
-      ...["--model", "synthetic:qwen3-0.6b?layers=1&vocab=512"],
-      ...["--only", "load,memory,first-use", "--runs", "1", "--json"],
-    ]);
-    assertEquals(code, 0, stderr);
-    assertMatch(stderr, /^memory \(2 of 3\), a few seconds …$/m);
-    assertEquals(stdout.trimEnd().split("\n").length, 1);
-    const { rows }: BenchReport = JSON.parse(stdout);
-    const median = (row: number, measure: number) =>
-      rows[row].measures[measure].median;
-    assertEquals(rows.map(({ row }) => row), ["load", "memory", "first-use"]);
-    assert(median(0, 0) > 0, "load");
-    assert(median(1, 0) <= median(1, 1), "a peak only grows");
-    assert(median(2, 0) < median(2, 1), "the process began before the call");
-  },
-);
 
 for (
   const [what, row, model, made] of [
@@ -367,6 +362,7 @@ Deno.test("Markdown has a line per measure, formatted as bench/log.md is", async
             ...measure("GPU time", "tokens/s", [968]),
             bound: "memory",
             fraction: 0.385,
+            readGBps: 1153.4,
           },
         ],
         targets: { generate: "1.6 × llama.cpp" },
@@ -405,15 +401,18 @@ runs (spread in brackets), 256 tokens per generation. Peaks measured here: \
   );
   cells.splice(1, 1); // the line below the head
   assertEquals(cells, [
-    ["row", "measure", "result", "of peak", "llama.cpp vulkan", "target"],
     [
-      ...["decode-128", "generate", "927 tokens/s (925–928)", ""],
+      ...["row", "measure", "result", "GB/s", "of peak", "llama.cpp vulkan"],
+      "target",
+    ],
+    [
+      ...["decode-128", "generate", "927 tokens/s (925–928)", "", ""],
       ...["453 (446–454): 2.05 ×", "1.6 × llama.cpp"],
     ],
-    ["", "GPU time", "968 tokens/s", "38.5 % memory", "", ""],
-    ["load", "loadQwen3", "1.09 s (1.09–1.23)", "", "", ""],
-    ["gemm-f16", "", "not measured: no shader-f16", "", "", ""],
-    ["memory", "", "failed: a \\| b", "", "", ""],
+    ["", "GPU time", "968 tokens/s", "1,153", "38.5 % memory", "", ""],
+    ["load", "loadQwen3", "1.09 s (1.09–1.23)", "", "", "", ""],
+    ["gemm-f16", "", "not measured: no shader-f16", "", "", "", ""],
+    ["memory", "", "failed: a \\| b", "", "", "", ""],
   ]);
   assertEquals(await formatted(markdown), markdown + "\n");
 });
@@ -423,6 +422,7 @@ Deno.test("rows and peers as text fit 100 columns", () => {
     ...measure(name, unit, Array(100).fill(-123456.7)),
     bound: "memory" as const,
     fraction: 12.345,
+    readGBps: 12345.6,
   });
   const row: Row = {
     row: "gpu-over-cpu",
@@ -484,6 +484,55 @@ gpuTest(
   },
 );
 
+Deno.test("--against: another checkout in turns, the first of a pair in turns too", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    // It was half as fast as the first, and got its arguments.
+    const other = `
+      const measure = (median) => ({ name: "generate", unit: "tokens/s", median });
+      const rows = [{ row: "cpu", measures: [measure(2)], peers: [] }];
+      await Deno.writeTextFile("${folder}/args", Deno.args.join(" ") + "\\n", { append: true });
+      console.log(JSON.stringify({ rows }));`;
+    await Deno.mkdir(`${folder}/tasks`);
+    await Deno.writeTextFile(`${folder}/tasks/bench.ts`, other);
+    await Deno.writeTextFile(`${folder}/deno.json`, "{}");
+    const { code, stdout, stderr } = await task([
+      ...["--model", STORIES, "--only", "cpu", "--against", folder],
+      ...["--runs=2", "--max-tokens", "8", "--json", "--threads", "1"],
+    ]);
+    assertEquals(code, 0, stderr);
+    const report: AgainstReport = JSON.parse(stdout);
+    assertEquals([report.pairs, report.against], [2, folder]);
+    const [{ row, pairs: [{ name, ours, theirs, ratio }, ...rest] }] =
+      report.rows;
+    assertEquals([row, name, rest], ["cpu", "generate", []]);
+    assertEquals([ours.runs, theirs.runs, theirs.median], [2, 2, 2]);
+    assertEquals([ratio.low, ratio.high], [ours.low / 2, ours.high / 2]);
+    assertEquals(stderr.match(/^pair .*(?= …$)/gm), [
+      ...["pair 1 of 2, ours", "pair 1 of 2, theirs"],
+      ...["pair 2 of 2, theirs", "pair 2 of 2, ours"],
+    ]);
+    const flags =
+      `--model ${STORIES} --only cpu --max-tokens 8 --threads 1 --runs 1 --json\n`;
+    assertEquals(await Deno.readTextFile(`${folder}/args`), flags + flags);
+    await Deno.writeTextFile(
+      `${folder}/tasks/bench.ts`,
+      'console.error("error: Cannot: so"); Deno.exit(1);',
+    );
+    const failed = await task([
+      ...["--model", STORIES, "--only", "cpu", "--against", folder],
+      ...["--runs", "1", "--max-tokens", "8"],
+    ]);
+    assertEquals([failed.code, failed.stdout], [1, ""]);
+    assertStringIncludes(
+      failed.stderr.replaceAll("\n  ", " "),
+      `error: Cannot bench ${folder}/: Cannot: so\n`,
+    );
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
 Deno.test("a folder without peers is refused immediately", async () => {
   const { code, stderr } = await task(["--peers", "/nowhere"]);
   assertEquals(code, 1);
@@ -508,6 +557,11 @@ for (
     [["--only", "CPU"], /--only has "CPU", did you mean cpu\?/],
     [["--only", ","], /--only has no rows, try .* --help$/m],
     [["--json", "--markdown"], /--json and --markdown are both given, must be/],
+    [["--against", "/nowhere"], /bench against \/nowhere: it has no tasks/],
+    [
+      ["--against", ".", "--peers", "."],
+      /--against and --peers are both given/,
+    ],
     [["--runs", "0"], /--runs is 0, must be an integer from 1 to 100/],
     [["--max-tokens", "1.5"], /--max-tokens is 1.5, must be an integer/],
     [["--model", "/nowhere/at/all"], /^error: Cannot open "\/nowhere/],
