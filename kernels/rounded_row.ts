@@ -195,3 +195,27 @@ export function roundedValues(
   }
   return { values, sumsOff, squares };
 }
+
+/** What {@linkcode stepsOff} may be: half a step, with what f32 rounds off a value before. */
+export const HALF_A_STEP = 0.51;
+
+/**
+ * How many steps a row is off from `row`. Beside an outlier, two steps of the rest count as
+ * one, since f32 rounds the outlier itself to half of one. A NaN must be in the block that has
+ * one, and nowhere else.
+ */
+export function stepsOff(
+  words: Uint32Array<ArrayBuffer>,
+  row: ArrayLike<number>,
+): Float64Array {
+  const k = row.length, { values } = roundedValues(words, k);
+  const { blocks } = partsOf(words, k), all = Float64Array.from(row);
+  return all.map((value, i) => {
+    const b = Math.floor(i / ROUNDED_BLOCK), scale = blocks[2 * b];
+    const own = all.subarray(ROUNDED_BLOCK * b, ROUNDED_BLOCK * (b + 1));
+    if (own.some(isNaN)) return isNaN(values[i]) ? 0 : NaN;
+    const size = own.reduce((most, v) => Math.max(most, Math.abs(v)), 0);
+    const step = size / LARGEST * (scale < 0 ? 2 * STEP_OF_REST : 1);
+    return size ? (values[i] - value) / step : values[i];
+  });
+}
