@@ -200,9 +200,9 @@ export function roundedValues(
 export const HALF_A_STEP = 0.51;
 
 /**
- * How many steps a row is off from `row`. Beside an outlier, two steps of the rest count as
- * one, since f32 rounds the outlier itself to half of one. A NaN must be in the block that has
- * one, and nowhere else.
+ * How many steps a row is off from `row`. Beside an outlier, they are those of the rest, or of
+ * f32, which is coarser for large values. A NaN must be in the block that has one, and nowhere
+ * else.
  */
 export function stepsOff(
   words: Uint32Array<ArrayBuffer>,
@@ -215,7 +215,11 @@ export function stepsOff(
     const own = all.subarray(ROUNDED_BLOCK * b, ROUNDED_BLOCK * (b + 1));
     if (own.some(isNaN)) return isNaN(values[i]) ? 0 : NaN;
     const size = own.reduce((most, v) => Math.max(most, Math.abs(v)), 0);
-    const step = size / LARGEST * (scale < 0 ? 2 * STEP_OF_REST : 1);
-    return size ? (values[i] - value) / step : values[i];
+    if (size === 0) return values[i];
+    const step = size / LARGEST;
+    const least = scale < 0
+      ? step * STEP_OF_REST + Math.abs(value) * 2 ** -21
+      : step;
+    return (values[i] - value) / least;
   });
 }

@@ -344,7 +344,7 @@ gpuTest(
         const off = stepsOff(words, row);
         assert(off.every((steps) => Math.abs(steps) < HALF_A_STEP), message);
         const { sumsOff } = roundedValues(words, row.length);
-        assert(sumsOff.every((off) => !(Math.abs(off) > 1e-6)), message);
+        assert(sumsOff.every((off) => off === 0), message);
         assertEquals(row.some(isNaN), kind === 2, message);
       }
     }
