@@ -20,13 +20,7 @@ import {
   sizesOf,
   stateTensor,
 } from "./attention_case.ts";
-import {
-  type Buffers,
-  EPS,
-  room,
-  SUM,
-  u32Tensor,
-} from "./case.ts";
+import { type Buffers, EPS, room, SUM, u32Tensor } from "./case.ts";
 import { attentionCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import {

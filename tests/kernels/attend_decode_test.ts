@@ -339,7 +339,6 @@ gpuTest(
           row,
           attended(appended(inputs, given), given),
           message,
-          INTEGER_SUM,
         );
         const off = stepsOff(words, row);
         assert(off.every((steps) => Math.abs(steps) < HALF_A_STEP), message);
