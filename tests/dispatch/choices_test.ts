@@ -650,15 +650,8 @@ Deno.test("attention rounds its row for a kernel of integers, or says why not", 
     assert(!leaves);
     assertStringIncludes(reason, `the next kernel rounds them: ${why}`);
   }
-  // With few buffers, rounding comes before reading ahead.
-  const few = choose({}, buffers(10));
-  assert(few.leaves && !few.ahead);
-  assertStringIncludes(
-    few.reason,
-    "that binds 11 storage buffers, the device allows 10",
-  );
-  const more = choose({}, buffers(11));
-  assert(more.leaves && more.ahead);
+  // With both, steps were slower.
+  assert(!rounds.ahead && choose({ format: "bf16" }).ahead);
 });
 
 Deno.test("matrices are prefetched only where the cache has room for them", () => {
