@@ -177,8 +177,8 @@ export function chooseDecodeAttention(
 }
 
 /**
- * Whether the row is rounded for the matrix that multiplies it as integers; if not although
- * that does, why.
+ * Whether the row is rounded for the matrix that multiplies it as integers ("Attention rounds
+ * the row of o_proj"); if not although that does, why.
  */
 function roundsAttended(
   { headDim, rows = 1, next }: DecodeShape,
