@@ -3,6 +3,7 @@ import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import type { AttendTarget } from "../lib/dispatch/keys.ts";
 import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
 import { CONTEXT_CLASSES, type ContextClass } from "../lib/dispatch/shapes.ts";
+import { formatNamed } from "../lib/formats/mod.ts";
 import type { Grid } from "../lib/webgpu/kernel.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import {
@@ -19,9 +20,17 @@ import {
   sizesOf,
   stateTensor,
 } from "./attention_case.ts";
-import { EPS, room, SUM } from "./case.ts";
+import { type Buffers, EPS, room, SUM, u32Tensor } from "./case.ts";
 import { attentionCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
+import {
+  HALF_A_STEP,
+  LEFT,
+  ROUND_FOUR,
+  ROUNDED_BLOCK,
+  roundedSizes,
+  stepsOff,
+} from "./rounded_row.ts";
 import {
   angle,
   cacheBase,
@@ -177,6 +186,8 @@ interface DecodeCase extends AttentionCase {
   splits: number;
   /** Whether the kernel merges the splits itself; such a case is skipped if it cannot. */
   merge?: boolean;
+  /** Whether the row is rounded for the next kernel; skipped where that would not be done. */
+  leaves?: boolean;
 }
 
 const HALF_STEP = {
@@ -224,7 +235,7 @@ const BATCH_STEP = {
  */
 export const attendDecode = defineKernel<DecodeCase>({
   name: "attendDecode",
-  buffers: ({ VEC, FETCHERS, HEAD_DIM, CACHE }) => {
+  buffers: ({ VEC, FETCHERS, HEAD_DIM, CACHE, LEAVES }) => {
     const view = VEC === 4 ? "vec4" : "scalar";
     // Units of 16 bytes if half a head is a whole number of them.
     const cache = CACHE === "q8_0"
@@ -239,6 +250,7 @@ export const attendDecode = defineKernel<DecodeCase>({
       v: `inout sequences kvHeads context ${cache}`,
       y: `inout any as ${view}`,
       state: "inout any as atomic",
+      ...(LEAVES ? { left: "out any as quad" } : {}),
       ...(FETCHERS ? { next: "any as unit", after: "any as unit" } : {}),
     };
   },
@@ -254,14 +266,23 @@ export const attendDecode = defineKernel<DecodeCase>({
     LOG_KEY_LANES: 3,
     STEPS: 2,
     MERGE: 0,
+    LEAVES: 0,
     BATCH: 8,
     FETCHERS: 0,
     AHEAD: 0,
     CACHE: "float",
     ...NOT_PAGED,
   },
-  derive: (c) => {
+  derive: (c, { m, kvHeads }) => {
     const VEC = Number(c.VEC), HEAD_DIM = Number(c.HEAD_DIM);
+    const leaves = !!c.LEAVES;
+    if (
+      leaves && (m > 1 || HEAD_DIM % ROUNDED_BLOCK || !c.SUBGROUPS || !c.MERGE)
+    ) {
+      throw new Error(
+        `Cannot round ${m} × ${kvHeads} heads of ${HEAD_DIM}: there must be one row, heads of whole blocks of ${ROUNDED_BLOCK}, lanes that exchange values, and no other kernel that merges splits`,
+      );
+    }
     const LOG_KEY_LANES = Number(c.LOG_KEY_LANES);
     // Without subgroups, key groups exchange sums through workgroup memory.
     const LOG_LANES = c.SUBGROUPS ? Number(c.LOG_LANES) : LOG_KEY_LANES;
@@ -299,6 +320,12 @@ export const attendDecode = defineKernel<DecodeCase>({
       COLUMNS,
       SLICES,
       PLACES: Math.max(LANE_GROUPS, c.MERGE ? SLICES : 0),
+      ...(leaves
+        ? {
+          LEFT_BLOCKS: kvHeads * Number(c.SHARES) * GROUP * HEAD_DIM /
+            ROUNDED_BLOCK,
+        }
+        : {}),
     };
   },
   tuning: {
@@ -407,6 +434,19 @@ fn key_other(v: f32, bit: u32, tid: u32) -> f32 {
     workgroupBarrier();
     return other;
   }
+}
+
+@if LEAVES {
+${ROUND_FOUR}
+${LEFT}
+}
+// Writes a result. All lanes call it: four neighbors have a block that is rounded.
+fn finish(at: u32, value: E, own: bool) {
+  @if LEAVES {
+    let made = round_four(value);
+    if (own) { left_put(at, made); }
+  }
+  if (own) { y_put(at, value); }
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -628,10 +668,12 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   }
   workgroupBarrier();
   let partial = u.m * heads * WIDTH;
-  for (var i = tid; i < GROUP * WIDTH; i += WORKGROUP) {
+  for (var first = 0u; first < GROUP * WIDTH; first += WORKGROUP) {
+    let own = first + tid < GROUP * WIDTH;
+    let i = min(first + tid, GROUP * WIDTH - 1u);
     ${gather("LANE_GROUPS")}
-    if (groups.x == 1u) { y_put(head * WIDTH + i % WIDTH, sum / all); }
-    else {
+    if (groups.x == 1u) { finish(head * WIDTH + i % WIDTH, sum / all, own); }
+    else if (own) {
       y_put(partial + (head * groups.x + wg.x) * WIDTH + i % WIDTH, sum);
       if (i % WIDTH == 0u) {
         let split = split_of(head, groups.x, wg.x);
@@ -688,9 +730,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
           if (i % WIDTH == 0u) { stat[share * GROUP + g] = vec2f(high, all); }
         }
         workgroupBarrier();
-        for (var i = tid; i < GROUP * WIDTH; i += WORKGROUP) {
+        for (var first = 0u; first < GROUP * WIDTH; first += WORKGROUP) {
+          let i = min(first + tid, GROUP * WIDTH - 1u);
           ${gather("SLICES")}
-          y_put(head * WIDTH + i % WIDTH, sum / all);
+          finish(head * WIDTH + i % WIDTH, sum / all, first + tid < GROUP * WIDTH);
         }
       }
     }
@@ -714,6 +757,12 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         { ...half, ...HEADS_96, cache: "q8_0", splits: 3 },
       ];
     }),
+    ...(["short", "middle", "long"] as const).map((layout): DecodeCase => ({
+      ...HALF_STEP,
+      ...{ layout, splits: layout === "short" ? 1 : 5, leaves: true },
+      merge: layout !== "short",
+      cache: layout === "long" ? "q8_0" : "f16",
+    })),
     // A batch whose sequences have different lengths.
     { ...BATCH_STEP, layout: "short", splits: 2 },
     { ...BATCH_STEP, layout: "short", splits: 2, merge: true },
@@ -726,28 +775,38 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   ],
   makeCase(given, { device, random, reference }) {
     const { heads, kvHeads, headDim, layout, splits, merge = false } = given;
+    const { leaves = false } = given, k = heads * headDim;
     const sizes = sizesOf(given), { rows } = sizes, group = heads / kvHeads;
-    const shape = { headDim, group, rows, cache: given.cache };
-    const choices = chooseDecodeAttention(shape, device);
+    const choices = chooseDecodeAttention({
+      ...{ headDim, group, rows, cache: given.cache },
+      next: leaves
+        ? { k, formats: [formatNamed("q8_0")], largest: 1 }
+        : undefined,
+    }, device);
     const choice = choices[CONTEXT_CLASSES.indexOf(layout)];
-    if (merge && !choice.merges) return undefined;
+    if (merge && !choice.merges || leaves && !choice.leaves) return undefined;
     const inputs = reference.attentionInputs(random, sizes, given);
     // Reading the next weights ahead must not change the result.
     const { ahead } = choice, fetchers = ahead ? 4 : 0;
     const weights = () => random.tensor("bf16", [64, 128]);
-    const size = rows * heads * headDim;
+    const size = rows * k;
     return inPages(given, {
       what: `${attentionText(given)}, laid out for a ${layout} context` +
         (splits > 1 ? `, in ${splits} splits` : "") +
-        (merge ? ", merged" : ""),
+        (merge ? ", merged" : "") + (leaves ? ", rounded" : ""),
       operands: {
         ...inputs,
         positions: positionsTensor(given.lengths, inputs.angles),
-        y: room([rows * (1 + splits), heads * headDim]),
+        y: room([rows * (1 + splits), k]),
         state: stateTensor(rows, heads),
+        ...(leaves ? { left: u32Tensor([1, roundedSizes(k).words]) } : {}),
         ...(ahead ? { next: weights(), after: weights() } : {}),
       },
-      constants: { ...choice.constants, ...ahead, MERGE: merge ? 1 : 0 },
+      constants: {
+        ...choice.constants,
+        ...ahead,
+        MERGE: merge || leaves ? 1 : 0,
+      },
       uniforms: { first: 0, eps: EPS, scale: headDim ** -0.5 },
       grid: decodeGrid(splits, kvHeads * choice.shares, rows, fetchers),
       expected: () => {
@@ -762,6 +821,14 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
             ...reference.attended(after, sizes),
             tolerance: SUM,
           },
+          ...(leaves
+            ? [{
+              of: ({ y, left }: Buffers) =>
+                stepsOff(Uint32Array.from(left), Array.from(y).slice(0, size)),
+              values: new Float64Array(size),
+              tolerance: HALF_A_STEP,
+            }]
+            : []),
           ...cacheResults(given, after),
           { of: ({ state }) => [state[0]], values: [0], tolerance: 0 },
           {

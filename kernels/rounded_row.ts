@@ -195,3 +195,31 @@ export function roundedValues(
   }
   return { values, sumsOff, squares };
 }
+
+/** What {@linkcode stepsOff} may be: half a step, with what f32 rounds off a value before. */
+export const HALF_A_STEP = 0.51;
+
+/**
+ * How many steps a row is off from `row`. Beside an outlier, they are those of the rest, or of
+ * f32, which is coarser for large values. A NaN must be in the block that has one, and nowhere
+ * else.
+ */
+export function stepsOff(
+  words: Uint32Array<ArrayBuffer>,
+  row: ArrayLike<number>,
+): Float64Array {
+  const k = row.length, { values } = roundedValues(words, k);
+  const { blocks } = partsOf(words, k), all = Float64Array.from(row);
+  return all.map((value, i) => {
+    const b = Math.floor(i / ROUNDED_BLOCK), scale = blocks[2 * b];
+    const own = all.subarray(ROUNDED_BLOCK * b, ROUNDED_BLOCK * (b + 1));
+    if (own.some(isNaN)) return isNaN(values[i]) ? 0 : NaN;
+    const size = own.reduce((most, v) => Math.max(most, Math.abs(v)), 0);
+    if (size === 0) return values[i];
+    const step = size / LARGEST;
+    const least = scale < 0
+      ? step * STEP_OF_REST + Math.abs(value) * 2 ** -21
+      : step;
+    return (values[i] - value) / least;
+  });
+}

@@ -14,9 +14,10 @@ import {
   type Constants,
   CONTEXT_CLASSES,
   type ContextClass,
+  type NextShape,
 } from "./shapes.ts";
 import type { CacheDtype } from "../formats/cached.ts";
-import { origin } from "./linear.ts";
+import { multipliesIntegers, origin } from "./linear.ts";
 import { defaultsFor } from "./defaults.ts";
 import { attendKey } from "./keys.ts";
 import { headVector } from "./precision.ts";
@@ -30,6 +31,8 @@ export interface DecodeAttentionChoice {
   shares: number;
   /** Whether the last workgroup of a head merges the splits; if not, mergeSplits does. */
   merges: boolean;
+  /** Whether the row is rounded for the matrix that multiplies it. */
+  leaves: boolean;
   /** Constants for reading ahead, where that was measured to help. */
   ahead?: { FETCHERS: number; AHEAD: number };
   reason: string;
@@ -91,6 +94,11 @@ const DEVICE_BARRIERS: readonly AdapterClass[] = [
 
 /** Storage buffers that decode attention binds if it also reads the next weights ahead. */
 export const AHEAD_BUFFERS = 10;
+/** Storage buffers that it binds if it rounds its row. */
+const LEAVING_BUFFERS = 9;
+
+/** Elements that share a scale in a rounded row. */
+const ROUNDED_BLOCK = 16;
 
 /** Attention in a decode step: head sizes and sequences. */
 interface DecodeShape {
@@ -100,6 +108,8 @@ interface DecodeShape {
   rows?: number;
   /** How keys and values are stored; as floats by default. */
   cache?: CacheDtype;
+  /** The matrix that multiplies the result, and its row's elements. */
+  next?: NextShape & { k: number };
 }
 
 /** The constant of attention's kernels that says how keys and values are stored. */
@@ -116,6 +126,8 @@ export function chooseDecodeAttention(
   const defaults = defaultsFor(device);
   const { adapterClass = "other", vulkan = false } = device;
   const merges = vulkan && DEVICE_BARRIERS.includes(adapterClass);
+  const rounding = roundsAttended(shape, merges, device);
+  const leaves = rounding === true;
   const { maxStorageBuffersPerShaderStage: buffers = Infinity } = device.limits;
   const aheadFits = buffers >= AHEAD_BUFFERS;
   return CONTEXT_CLASSES.map((context, i) => {
@@ -125,6 +137,7 @@ export function chooseDecodeAttention(
     const constants: Constants = {
       ...layoutConstants(shape, context, device),
       MERGE: merges ? 1 : 0,
+      LEAVES: leaves ? 1 : 0,
       ...cacheConstant(cache),
       ...tuned,
     };
@@ -134,7 +147,8 @@ export function chooseDecodeAttention(
       constants: { ...constants, GROUP: group / shares },
       shares,
       merges,
-      ahead: fetch && aheadFits && rows < MANY_SEQUENCES
+      leaves,
+      ahead: fetch && aheadFits && !leaves && rows < MANY_SEQUENCES
         ? { FETCHERS: fetch.workgroups, AHEAD: fetch.bytes / 16 }
         : undefined,
       splits: (length) =>
@@ -148,12 +162,42 @@ export function chooseDecodeAttention(
       }: norm, RoPE, append and attention in one dispatch${
         merges ? ", merge included: storage barriers reach all workgroups" : ""
       }${
-        fetch && !aheadFits
+        fetch && !aheadFits && !leaves
           ? `; nothing is read ahead: that binds ${AHEAD_BUFFERS} storage buffers, the device allows ${buffers}`
+          : ""
+      }${
+        leaves
+          ? "; it rounds its results for the next kernel, and reads nothing ahead, which made steps by quantised blocks slower"
+          : rounding
+          ? `; the next kernel rounds them: ${rounding}`
           : ""
       }; ${origin(tuned, defaults)}`,
     };
   });
+}
+
+/**
+ * Whether the row is rounded for the matrix that multiplies it as integers ("Attention rounds
+ * the row of o_proj"); if not although that does, why.
+ */
+function roundsAttended(
+  { headDim, rows = 1, next }: DecodeShape,
+  merges: boolean,
+  device: Capabilities,
+): boolean | string {
+  if (rows > 1 || !next) return false;
+  const { k, formats, largest } = next;
+  const integers = formats.every((format) =>
+    multipliesIntegers({ k, format, largest }, device)
+  );
+  if (!integers) return false;
+  if (headDim % ROUNDED_BLOCK) {
+    return `heads of ${headDim} are no whole blocks of ${ROUNDED_BLOCK}`;
+  }
+  if (!merges) return "another kernel merges splits";
+  const { maxStorageBuffersPerShaderStage: buffers = Infinity } = device.limits;
+  return buffers >= LEAVING_BUFFERS ||
+    `that binds ${LEAVING_BUFFERS} storage buffers, the device allows ${buffers}`;
 }
 
 /**

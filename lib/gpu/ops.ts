@@ -39,7 +39,7 @@ import {
   mostThreads,
 } from "../dispatch/capabilities.ts";
 import type { KvCache } from "../model/kv_cache.ts";
-import type { Epilogue } from "../dispatch/shapes.ts";
+import type { Epilogue, NextShape } from "../dispatch/shapes.ts";
 import { chooseLinear, type LinearChoice } from "../dispatch/linear.ts";
 import {
   cacheConstant,
@@ -137,6 +137,12 @@ interface ExpertCall {
   n: number;
   next?: Next;
 }
+
+/** What kernels before it need to know about a matrix. */
+const nextShape = ({ parts, largest }: Matrix<Tensor>): NextShape => ({
+  formats: parts.map(({ format }) => format),
+  largest,
+});
 
 /** The arguments of attention in one layer. */
 interface Attend {
@@ -401,12 +407,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         ...{ m: chosen.shape[0] / 2, used, n, k: w.k, epilogue },
         ...{ format: part.format, largest: w.largest },
         rounded: before !== undefined && before.norm === norm,
-        next: next && !apart
-          ? {
-            formats: next.w.parts.map(({ format }) => format),
-            largest: next.w.largest,
-          }
-          : undefined,
+        next: next && !apart ? nextShape(next.w) : undefined,
       }, this.gpu);
       const [run, parts] = BY_EXPERTS[kernel];
       const left = leaves
@@ -452,7 +453,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     kNorm: Matrix<Tensor>,
     cache: GpuKvCache,
     layer: number,
-    next?: readonly [Matrix<Tensor>, Matrix<Tensor>],
+    next?: readonly Matrix<Tensor>[],
   ): Tensor {
     const step = { qkv, qNorm, kNorm, cache, layer };
     return cache.pass.tokens === 1
@@ -466,24 +467,31 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     return { qkv, qNorm, kNorm, k, v, positions, state };
   }
 
-  #attendDecode(
-    step: Attend,
-    next?: readonly [Matrix<Tensor>, Matrix<Tensor>],
-  ): Tensor {
+  #attendDecode(step: Attend, next: readonly Matrix<Tensor>[] = []): Tensor {
     const { qkv, cache, layer } = step;
     const { headDim, numAttentionHeads, numKeyValueHeads } = this.config;
     const heads = numAttentionHeads, group = heads / numKeyValueHeads;
     const rows = qkv.shape[0], { first } = cache.pass;
     const label = `layers.${layer}.attention`;
-    const shape = { headDim, group, rows, cache: cache.dtype };
-    const choices = chooseDecodeAttention(shape, this.gpu);
     const splits = mostSplits(cache.context, rows);
     const width = heads * headDim, all = rows * (1 + splits);
+    const [oProj, ...others] = next;
+    const choices = chooseDecodeAttention({
+      ...{ headDim, group, rows, cache: cache.dtype },
+      next: oProj && { ...nextShape(oProj), k: width },
+    }, this.gpu);
     const y = this.#rows("attention", 1, all * width).view(all, width);
-    const operands = { ...this.#headOperands(step), y };
+    this.#ahead.delete(y.buffer);
+    const leaves = choices.every(({ leaves }) => leaves);
+    const operands = {
+      ...this.#headOperands(step),
+      y,
+      ...(leaves ? { left: this.#leaveRounded(y, "attend") } : {}),
+    };
     const eps = this.config.rmsNormEps, scale = headDim ** -0.5;
-    const whole = next?.every(({ parts }) => parts.length === 1);
-    const [after, last] = next?.map(({ parts }) => parts[0].planes[0]) ?? [];
+    const whole = others.length === 2 &&
+      others.every(({ parts }) => parts.length === 1);
+    const [after, last] = others.map(({ parts }) => parts[0].planes[0]);
     for (const choice of choices) {
       const { constants, splits, shares, reason } = choice;
       const ahead = whole ? choice.ahead : undefined;
@@ -662,12 +670,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         fixed: true,
         rounded: before !== undefined && before.norm === norm,
         other: other && { n: rowsHeld(other), format: other.format },
-        next: next && w.parts.length === 1
-          ? {
-            formats: next.w.parts.map(({ format }) => format),
-            largest: next.w.largest,
-          }
-          : undefined,
+        next: next && w.parts.length === 1 ? nextShape(next.w) : undefined,
       }, this.gpu);
       taken = i + (choice.two ? 2 : 1);
       const call = {
@@ -799,7 +802,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   /** Allocates the row that the kernel which makes `y` rounds for the next one. */
   #leaveRounded(
     y: Tensor,
-    epilogue: Epilogue,
+    epilogue: Epilogue | "attend",
     norm?: Matrix<Tensor>,
   ): Tensor {
     const { squares, words } = roundedSizes(y.shape[1]);

@@ -30,8 +30,9 @@ export interface Ops<T> {
    * `qkv` `[rows, (heads + 2 kvHeads) · headDim]`, norms each head of q and k (RMSNorm
    * over headDim with `qNorm`, `kNorm`), rotates them (RoPE, the half-split form of
    * Qwen3), appends k and v to the cache and attends with scale `1 / sqrt(headDim)` →
-   * `[rows, heads · headDim]`. `next` holds the matrices that are read next: attention
-   * leaves the memory idle, so a device may prefetch them into its cache.
+   * `[rows, heads · headDim]`. `next` begins with the matrix that multiplies the result, for
+   * which a device may prepare it. Those that are read after it may follow: attention leaves
+   * the memory idle, so a device may prefetch them into its cache.
    */
   attend(
     qkv: T,
@@ -39,7 +40,7 @@ export interface Ops<T> {
     kNorm: Matrix<T>,
     cache: KvCache<T>,
     layer: number,
-    next?: readonly [Matrix<T>, Matrix<T>],
+    next?: readonly Matrix<T>[],
   ): T;
 
   /**

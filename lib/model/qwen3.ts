@@ -85,12 +85,13 @@ export function* forward<T>(
   let x = yield ops.embed(weights.embedTokens, tokens); // [tokens, hidden]
   for (const [i, layer] of weights.layers.entries()) {
     const qkv = yield ops.normMatmul(x, layer.inputNorm, layer.qkvProj);
-    const { qNorm, kNorm, postNorm, router, gateUpProj, downProj } = layer;
+    const { qNorm, kNorm, oProj, postNorm, router, gateUpProj, downProj } =
+      layer;
     // Which experts are read next is not known yet.
-    const next = router ? undefined : [gateUpProj, downProj] as const;
+    const next = router ? [oProj] : [oProj, gateUpProj, downProj];
     const attended = yield ops.attend(qkv, qNorm, kNorm, cache, i, next);
     const mlp = [postNorm, gateUpProj] as const;
-    x = yield ops.matmulAdd(attended, layer.oProj, x, mlp);
+    x = yield ops.matmulAdd(attended, oProj, x, mlp);
     const { inputNorm, qkvProj } = weights.layers[i + 1] ??
       { inputNorm: weights.norm, qkvProj: weights.lmHead };
     const after = [inputNorm, qkvProj] as const;

@@ -2,7 +2,12 @@ import { formatNamed, FORMATS } from "../../lib/formats/mod.ts";
 import type { Format } from "../../lib/formats/format.ts";
 import { bf16 } from "../../lib/formats/bf16.ts";
 import { f32 } from "../../lib/formats/f32.ts";
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
 import { attendDecode } from "../../kernels/attend_decode.ts";
 import { gemm } from "../../kernels/gemm.ts";
 import { gemv } from "../../kernels/gemv.ts";
@@ -593,6 +598,60 @@ Deno.test("attention merges its splits itself only where a storage barrier is kn
   }
   assert(!merging({ adapterClass: "Apple", vulkan: true }));
   assert(!merging({ adapterClass: "other", vulkan: true }));
+});
+
+Deno.test("attention rounds its row for a kernel of integers, or says why not", () => {
+  const nvidia = {
+    ...{ ...DEVICES[4], subgroupSize: 32, vulkan: true },
+    adapterClass: "NVIDIA, large cache" as const,
+  };
+  const buffers = (most: number) => ({
+    limits: { ...nvidia.limits, maxStorageBuffersPerShaderStage: most },
+  });
+  const choose = (
+    { headDim = 128, rows = 1, format = "q4_k", f16 = true },
+    device: Partial<Capabilities> = {},
+  ) => {
+    const next = {
+      ...{ k: 32 * headDim, formats: [formatNamed(format)] },
+      largest: f16 ? 1 : undefined,
+    };
+    const heads = { headDim, group: 4, rows, next };
+    const choices = chooseDecodeAttention(heads, { ...nvidia, ...device });
+    for (const { leaves, constants } of choices) {
+      assertEquals(constants.LEAVES, leaves ? 1 : 0);
+    }
+    assertEquals(new Set(choices.map(({ leaves }) => leaves)).size, 1);
+    return choices[0];
+  };
+  const rounds = choose({});
+  assert(rounds.leaves);
+  assertStringIncludes(
+    rounds.reason,
+    "it rounds its results for the next kernel",
+  );
+  // The next kernel does not multiply integers.
+  for (
+    const given of [{ format: "bf16" }, { rows: 2 }, { f16: false }]
+  ) {
+    const { leaves, reason } = choose(given);
+    assert(!leaves);
+    assert(!reason.includes("next kernel"), reason);
+  }
+  assert(!choose({}, { subgroupSize: 4 }).leaves);
+  for (
+    const [given, device, why] of [
+      [{ headDim: 24 }, {}, "heads of 24 are no whole blocks of 16"],
+      [{}, { vulkan: false }, "another kernel merges splits"],
+      [{}, buffers(8), "that binds 9 storage buffers, the device allows 8"],
+    ] as const
+  ) {
+    const { leaves, reason } = choose(given, device);
+    assert(!leaves);
+    assertStringIncludes(reason, `the next kernel rounds them: ${why}`);
+  }
+  // With both, steps were slower.
+  assert(!rounds.ahead && choose({ format: "bf16" }).ahead);
 });
 
 Deno.test("matrices are prefetched only where the cache has room for them", () => {

@@ -65,7 +65,7 @@ gpuTest(
         .map(({ label, constants: { ROUNDED, LEAVES } }) =>
           `${label.replace(/layers\.\d+\./, "")} ${ROUNDED} ${LEAVES}`
         );
-      const layer = ["o_proj 0 1", "gate_up_proj 1 1", "down_proj 1 1"];
+      const layer = ["o_proj 1 1", "gate_up_proj 1 1", "down_proj 1 1"];
       assertEquals(made, [
         "qkv_proj 0 0",
         ...Array(runner.config.numHiddenLayers - 1)

@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import { attendDecode, decodeGrid } from "../../kernels/attend_decode.ts";
 import { cacheConstant } from "../../lib/dispatch/attention.ts";
 import type { CacheDtype } from "../../lib/formats/cached.ts";
@@ -8,6 +8,13 @@ import {
   positionsTensor,
   stateTensor,
 } from "../../kernels/attention_case.ts";
+import { u32Tensor } from "../../kernels/case.ts";
+import {
+  HALF_A_STEP,
+  roundedSizes,
+  roundedValues,
+  stepsOff,
+} from "../../kernels/rounded_row.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
 import type { Operands } from "../../lib/webgpu/kernel.ts";
@@ -61,6 +68,8 @@ function run(
   const ahead: Operands = fetchers
     ? { next: trial.filled([70, 24]), after: trial.filled([7, 3]) }
     : {};
+  const { words } = roundedSizes(heads * headDim);
+  const left = trial.upload(u32Tensor([1, words]));
   trial.run(attendDecode, {
     qkv: upload("qkv"),
     qNorm: upload("qNorm"),
@@ -70,6 +79,7 @@ function run(
     v,
     y,
     state,
+    ...(constants.LEAVES ? { left } : {}),
     ...ahead,
   }, {
     constants: {
@@ -89,7 +99,7 @@ function run(
       uniforms: { heads: rows * heads },
     });
   }
-  return { k, v, y: y.rows(rows), state };
+  return { k, v, y: y.rows(rows), state, left };
 }
 
 async function check(
@@ -285,6 +295,69 @@ gpuTest(
       assertEquals(await flag("f32", column, sign * 1e30), 0);
       assertEquals(await flag("q8_0", v + 1, sign * 65504), 0);
       assertEquals(await flag("q8_0", v + 1, sign * 65504.01), 1);
+    }
+  },
+);
+
+gpuTest(
+  "attendDecode rounds its row, beside outliers too, and NaN stays",
+  async (gpu, trial) => {
+    if (gpu.subgroupSize < 8) return; // no kernel reads a rounded row there
+    const { random } = trial;
+    const sizes = [[16, 1], [48, 3], [64, 8], [128, 2], [128, 4]];
+    for (const [headDim, ratio] of sizes) {
+      const kvHeads = random.int(1, 2), heads = ratio * kvHeads;
+      const shape = { ...ONE, heads, kvHeads, headDim, context: 140 };
+      const cache = headDim % 32
+        ? "f32"
+        : random.pick(["f32", "q8_0"] as const);
+      for (const splits of [1, 7]) {
+        const given = { ...shape, lengths: [random.int(1, 139)] };
+        const inputs = attentionInputs(random, given, { cache });
+        const v = (heads + kvHeads) * headDim, kind = random.int(0, 2);
+        // The outlier of a block, or two, or a value that is none.
+        const columns = [
+          random.int(0, headDim - 1),
+          random.int(0, headDim - 1),
+        ];
+        for (const c of columns) {
+          if (kind) inputs.qkv.data[v + c] = kind === 1 ? 3e5 : NaN;
+        }
+        const constants = {
+          ...small(gpu, random.pick([32, 64, 128])),
+          SHARES: random.pick([1, ratio]),
+          MERGE: 1,
+          LEAVES: 1,
+        };
+        const { y, left } = run(trial, inputs, given, splits, constants);
+        const message = JSON.stringify({ ...given, splits, kind, constants });
+        const words = new Uint32Array(
+          await left.gpu.readBuffer(left.buffer, 0, left.bytes),
+        );
+        const row = await y.read();
+        assertSums(
+          row,
+          attended(appended(inputs, given), given),
+          message,
+        );
+        const off = stepsOff(words, row);
+        assert(off.every((steps) => Math.abs(steps) < HALF_A_STEP), message);
+        const { sumsOff } = roundedValues(words, row.length);
+        assert(sumsOff.every((off) => off === 0), message);
+        assertEquals(row.some(isNaN), kind === 2, message);
+      }
+    }
+    const given = { ...ONE, heads: 2, kvHeads: 1, headDim: 24, context: 9 };
+    const sized = { ...given, lengths: [3] };
+    const inputs = attentionInputs(random, sized, { cache: "f32" });
+    for (
+      const [more, what] of [
+        [{ MERGE: 1 }, "heads of 24"],
+        [{ MERGE: 0 }, "no other kernel that merges splits"],
+      ] as const
+    ) {
+      const constants = { ...small(gpu), LEAVES: 1, ...more };
+      assertThrows(() => run(trial, inputs, sized, 1, constants), Error, what);
     }
   },
 );
