@@ -34,9 +34,8 @@ const LEAST = 1e-30;
  *
  * Of each row, `y` has plane after plane, in quads of 16 elements. A unit of UNIT elements
  * is what a lane of the next kernel takes; first come the first quads of all units, then
- * the second ones, so that neighboring lanes read neighbors. `scales` has of each row all
- * scales, then the sums of the integers of each block, of the first half of each, and of
- * the second half.
+ * the second ones, so that neighboring lanes read neighbors. `scales` has of each block its
+ * scale, the sum of its integers, and the sums of their first and second halves.
  *
  * NORM 1 RMS-norms the rows first; their sums of squares come from the kernel before, as
  * for gemv.ts.
@@ -47,7 +46,7 @@ export const toInt8 = defineKernel<{ k: number; unit: number; norm?: Float }>({
     x: "m k as vec4",
     ...(NORM ? { norm: "k as vec4", squares: "m parts as scalar" } : {}),
     y: "out m words as unit",
-    scales: "out m numbers",
+    scales: "out m numbers as vec4",
   }),
   uniforms: { eps: "f32" },
   constants: { NORM: 0, UNIT: 32, WORKGROUP: 64, LOG_LANES: 5, SUBGROUPS: 1 },
@@ -128,13 +127,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   }
   let first = sum[0].x + sum[0].y + sum[0].z + sum[0].w;
   let second = sum[1].x + sum[1].y + sum[1].z + sum[1].w;
-  let at = row * 4u * BLOCKS + block;
   let scale = size / ${LARGEST}.0 * factor;
   let signed = select(scale, -scale, ${hasOutlier("size", "roots")});
-  scales[at] = select(signed, roots, is_nan(roots));
-  scales[at + BLOCKS] = f32(first + second);
-  scales[at + 2u * BLOCKS] = f32(first);
-  scales[at + 3u * BLOCKS] = f32(second);
+  scales_put(row * BLOCKS + block, vec4f(select(signed, roots, is_nan(roots)), f32(first + second), f32(first), f32(second)));
 }`,
   cases: [
     { k: 96, unit: 32 },
