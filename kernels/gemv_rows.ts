@@ -17,6 +17,7 @@ import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import { W_ROW } from "./gemv.ts";
 import { type LinearCase, linearCase } from "./linear_case.ts";
+import { ofSecond, withSecond } from "./second_part.ts";
 
 // Fours past the end of the row are zero and add nothing.
 const load = (into: string, chunk: string) => /* wgsl */ `
@@ -33,7 +34,7 @@ const load = (into: string, chunk: string) => /* wgsl */ `
  * sums at a time.
  */
 export const ENDING_MEMORY = /* wgsl */ `
-@if EPILOGUE == "add" { var<workgroup> squared: array<f32, GROUPS / SLICES * SUMS>; }
+@if EPILOGUE == "add" { var<workgroup> squared: array<f32, PER_SLICE * SUMS>; }
 @if !SUBGROUPS || SLICES > 1 { var<workgroup> sums: array<f32, GROUPS * SUMS>; }
 @if !SUBGROUPS { var<workgroup> terms: array<f32, AT_ONCE * WORKGROUP>; }`;
 
@@ -53,9 +54,22 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let lane = tid % LANES;
   let group = tid / LANES;
   let first = wg.x * M;
-  let part = wg.z * groups.y + wg.y;
-  let slice = group % SLICES;
-  let g = part * (GROUPS / SLICES) + group / SLICES;
+  let index = wg.z * groups.y + wg.y;
+  @if TWO {
+    // The first workgroups take the first part of the matrix, the others the second one.
+    let count = (u.n + PER_SLICE * ROWS - 1u) / (PER_SLICE * ROWS);
+    let second = index >= count;
+    let part = select(index, index - count, second);
+    let rows = select(u.n, u.nv, second);
+    let column = u.column + select(0u, u.n, second);
+  } @else {
+    let part = index;
+    let rows = u.n;
+    let column = u.column;
+  }
+  // Lane groups of a slice follow each other, so that neighbors read the same of x.
+  let slice = group / PER_SLICE;
+  let g = part * PER_SLICE + group % PER_SLICE;
   @split var acc: array<f32, SUMS>;`;
 
 /**
@@ -96,7 +110,7 @@ export const ENDING = /* wgsl */ `  @if SUBGROUPS {
     }
     @unroll for (var q = 1; q < SLICES; q++) {
       @unroll for (var j = 0; j < OWN; j++) {
-        acc[j] += sums[min(group + q, GROUPS - 1u) * SUMS + lane / SHARERS * OWN + j];
+        acc[j] += sums[min(group + q * PER_SLICE, GROUPS - 1u) * SUMS + lane / SHARERS * OWN + j];
       }
     }
   }
@@ -113,30 +127,30 @@ export const ENDING = /* wgsl */ `  @if SUBGROUPS {
         @if SUBGROUPS { let other = subgroupShuffleXor(acc[0], SHARERS); }
         @else {
           var other = 0.0;
-          @unroll for (var q = 0; q < SLICES; q++) { other += sums[min(group + q, GROUPS - 1u) * SUMS + min(at + 1u, SUMS - 1u)]; }
+          @unroll for (var q = 0; q < SLICES; q++) { other += sums[min(group + q * PER_SLICE, GROUPS - 1u) * SUMS + min(at + 1u, SUMS - 1u)]; }
         }
       }
       let gate = acc[j] * factor;
       let output = g * (ROWS / 2u) + i / 2u;
-      if (writes && m < M && first + m < u.m && i % 2u == 0u && output < u.n / 2u) {
-        y[(first + m) * u.stride + u.column + output] = gate / (1.0 + exp(-gate)) * other * factor;
+      if (writes && m < M && first + m < u.m && i % 2u == 0u && output < rows / 2u) {
+        y[(first + m) * u.stride + column + output] = gate / (1.0 + exp(-gate)) * other * factor;
       }
     } @else {
       let row = g * ROWS + i;
-      let inside = writes && m < M && first + m < u.m && row < u.n;
+      let inside = writes && m < M && first + m < u.m && row < rows;
       var value = acc[j] * factor;
       @if EPILOGUE == "add" {
-        if (inside) { value += y[(first + m) * u.stride + u.column + row]; }
-        if (writes) { squared[group / SLICES * SUMS + at] = select(0.0, value * value, inside); }
+        if (inside) { value += y[(first + m) * u.stride + column + row]; }
+        if (writes) { squared[group % PER_SLICE * SUMS + at] = select(0.0, value * value, inside); }
       }
-      if (inside) { y[(first + m) * u.stride + u.column + row] = value; }
+      if (inside) { y[(first + m) * u.stride + column + row] = value; }
     }
   }
   @if EPILOGUE == "add" {
     workgroupBarrier();
     for (var m = tid; m < M; m += WORKGROUP) {
       var sum = 0.0;
-      @unroll for (var q = 0; q < GROUPS / SLICES; q++) {
+      @unroll for (var q = 0; q < PER_SLICE; q++) {
         @unroll for (var i = 0; i < ROWS; i++) { sum += squared[q * SUMS + m * ROWS + i]; }
       }
       if (part < PARTS && first + m < u.m) { squares[(first + m) * PARTS + part] = sum; }
@@ -148,10 +162,11 @@ export const ENDING = /* wgsl */ `  @if SUBGROUPS {
  * rows of w. It alone depends on m, so that batches of all sizes share a pipeline.
  */
 export function rowsGrid(
-  { m, n }: Dims,
-  { M, GROUPS, SLICES, ROWS }: Record<string, number>,
+  { m, n, nv = 0 }: Dims,
+  { M, PER_SLICE, ROWS }: Record<string, number>,
 ): Grid {
-  const [y, z] = splitGrid(n / (ROWS * (GROUPS / SLICES)));
+  const rows = ROWS * PER_SLICE;
+  const [y, z] = splitGrid(Math.ceil(n / rows) + Math.ceil(nv / rows));
   return [Math.ceil(m / M), y, z];
 }
 
@@ -168,8 +183,14 @@ export function rowParts(
 
 /** Derives the constants of {@linkcode ENDING}. */
 export function deriveEnding(
-  { WORKGROUP, LOG_LANES, M, ROWS, SLICES }: Constants,
+  { WORKGROUP, LOG_LANES, M, ROWS, SLICES, TWO, EPILOGUE, W_VIEW, V_VIEW }:
+    Constants,
 ): Constants {
+  if (TWO && (EPILOGUE !== "store" || W_VIEW !== V_VIEW)) {
+    throw new Error(
+      `Cannot multiply by two parts of a matrix in one dispatch: results are for "${EPILOGUE}" and the parts are read as ${W_VIEW} and ${V_VIEW}, must be for "store" and read alike`,
+    );
+  }
   const workgroup = Number(WORKGROUP), lanes = 1 << Number(LOG_LANES);
   if (Number(SLICES) * lanes > workgroup) {
     throw new Error(
@@ -180,6 +201,7 @@ export function deriveEnding(
   return {
     LANES: lanes,
     GROUPS: workgroup / lanes,
+    PER_SLICE: workgroup / lanes / Number(SLICES),
     SUMS: sums,
     AT_ONCE: sumsAtOnce(workgroup, lanes, sums),
     OWN: Math.max(1, sums / lanes), // sums that a lane ends with
@@ -229,6 +251,72 @@ const multiply = (acc: string, wv: string) => /* wgsl */ `
     ${acc} = fma(${wv}.w, xv.w, fma(${wv}.z, xv.z, fma(${wv}.y, xv.y, fma(${wv}.x, xv.x, ${acc}))));
   } @else { ${acc} += dot(${wv}, xv); }`;
 
+// Adds up the products of a lane's share of k.
+const MULTIPLY = /* wgsl */ `
+  @if W_VIEW == "vec4" {
+    @split var raw: array<w_Raw, ROWS * STEPS>;
+    @split var base: array<u32, ROWS>;
+    @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * FOURS; }
+    ${load("raw", "slice")}
+  }
+  @if NORM {
+    // SHARE threads add up the PARTS partial sums of squares left with each row.
+    @unroll for (var r = 0; r < ROUNDS; r++) {
+      let m = min((r * WORKGROUP + tid) / SHARE, M - 1u);
+      var sum = 0.0;
+      @unroll for (var i = 0; i < PART_STEPS; i++) {
+        let at = (i * SHARE + tid % SHARE) * 4u;
+        @if PARTS % (4 * SHARE) == 0 { sum += dot(squares_span(x_row(first, m) * PARTS + at, 4u), vec4f(1.0)); }
+        @else { if (at < PARTS) { sum += dot(squares_span(x_row(first, m) * PARTS + at, PARTS - at), vec4f(1.0)); } }
+      }
+      squared_parts[r * WORKGROUP + tid] = sum;
+    }
+    workgroupBarrier();
+    for (var m = tid; m < M; m += WORKGROUP) {
+      var sum = 0.0;
+      @unroll for (var i = 0; i < SHARE; i++) { sum += squared_parts[m * SHARE + i]; }
+      factors[m] = inverseSqrt(sum / f32(u.k) + u.eps);
+    }
+    workgroupBarrier();
+  }
+@if W_VIEW == "vec4" {
+  for (var c = slice; c < CHUNKS; c += SLICES) {
+    @if CHUNKS > SLICES {
+      // Loaded while this chunk is multiplied; unused after the last one.
+      @split var next: array<w_Raw, ROWS * STEPS>;
+      ${load("next", "min(c + SLICES, CHUNKS - 1u)")}
+    }
+    @unroll for (var s = 0; s < STEPS; s++) {
+      let four = min((c * STEPS + s) * LANES + lane, FOURS - 1u);
+      @split var wv: array<vec4f, ROWS>;
+      @if NORM { let scale = norm_at(four); }
+      @unroll for (var i = 0; i < ROWS; i++) {
+        @if NORM { wv[i] = w_four[0](raw[i * STEPS + s]) * scale; } @else { wv[i] = w_four[0](raw[i * STEPS + s]); }
+      }
+      @unroll for (var m = 0; m < M; m++) {
+        @if WHOLE { let xv = x_at(m * FOURS + (first * FOURS + four)); }
+        @else { let xv = x_at(x_row(first, m) * FOURS + four); }
+        @unroll for (var i = 0; i < ROWS; i++) { ${
+  multiply("acc[m * ROWS + i]", "wv[i]")
+} }
+      }
+    }
+    @if CHUNKS > SLICES {
+      @unroll for (var i = 0; i < ROWS * STEPS; i++) { raw[i] = next[i]; }
+    }
+  }
+} @else {
+  for (var e = (slice * LANES + lane) * 4u; e < u.k; e += SLICES * LANES * 4u) {
+    @if NORM { let scale = norm_span(e, u.k - e); } @else { let scale = vec4f(1.0); }
+    @unroll for (var m = 0; m < M; m++) {
+      let xv = x_span(x_row(first, m) * u.k + e, u.k - e) * scale;
+      @unroll for (var i = 0; i < ROWS; i++) {
+        acc[m * ROWS + i] += dot(w_span(w_row(g, i) * u.k + e, u.k - e), xv);
+      }
+    }
+  }
+}`;
+
 /**
  * A few rows times a matrix stored by output row, `y = x · wᵀ`: the Linear layers of
  * sequences that decode together, and of short prompts.
@@ -249,8 +337,9 @@ const multiply = (acc: string, wv: string) => /* wgsl */ `
  */
 export const gemvRows = defineKernel<LinearCase>({
   name: "gemvRows",
-  buffers: ({ NORM, EPILOGUE }) => ({
+  buffers: ({ NORM, EPILOGUE, TWO }) => ({
     w: "n k as span",
+    ...(TWO ? { v: "nv k as span" } : {}),
     x: "m k as span",
     y: "inout any as scalar",
     ...(NORM ? { norm: "k as span", squares: "m parts as span" } : {}),
@@ -269,6 +358,7 @@ export const gemvRows = defineKernel<LinearCase>({
     CHAIN: 1,
     NORM: 0,
     EPILOGUE: "store",
+    TWO: 0,
   },
   derive: (c, { m: rows, k, parts }) => {
     const m = Number(c.M);
@@ -324,7 +414,7 @@ export const gemvRows = defineKernel<LinearCase>({
     },
   },
   grid: rowsGrid,
-  cost: (call) => linearCost(call, "x", "w"),
+  cost: (call) => withSecond(call, linearCost(call, "x", "w")),
   body: /* wgsl */ `
 @if NORM {
   var<workgroup> squared_parts: array<f32, ROUNDS * WORKGROUP>;
@@ -333,73 +423,18 @@ export const gemvRows = defineKernel<LinearCase>({
 ${ENDING_MEMORY}
 
 ${W_ROW}
+@if TWO { ${ofSecond(W_ROW)} }
 
 ${X_ROW}
 
 ${BEGINNING}
-  @if W_VIEW == "vec4" {
-    @split var raw: array<w_Raw, ROWS * STEPS>;
-    @split var base: array<u32, ROWS>;
-    @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * FOURS; }
-    ${load("raw", "slice")}
-  }
-  @if NORM {
-    // SHARE threads add up the PARTS partial sums of squares left with each row.
-    @unroll for (var r = 0; r < ROUNDS; r++) {
-      let m = min((r * WORKGROUP + tid) / SHARE, M - 1u);
-      var sum = 0.0;
-      @unroll for (var i = 0; i < PART_STEPS; i++) {
-        let at = (i * SHARE + tid % SHARE) * 4u;
-        @if PARTS % (4 * SHARE) == 0 { sum += dot(squares_span(x_row(first, m) * PARTS + at, 4u), vec4f(1.0)); }
-        @else { if (at < PARTS) { sum += dot(squares_span(x_row(first, m) * PARTS + at, PARTS - at), vec4f(1.0)); } }
-      }
-      squared_parts[r * WORKGROUP + tid] = sum;
+  @if TWO {
+    if (second) {
+      ${ofSecond(MULTIPLY)}
+    } else {
+      ${MULTIPLY}
     }
-    workgroupBarrier();
-    for (var m = tid; m < M; m += WORKGROUP) {
-      var sum = 0.0;
-      @unroll for (var i = 0; i < SHARE; i++) { sum += squared_parts[m * SHARE + i]; }
-      factors[m] = inverseSqrt(sum / f32(u.k) + u.eps);
-    }
-    workgroupBarrier();
-  }
-@if W_VIEW == "vec4" {
-  for (var c = slice; c < CHUNKS; c += SLICES) {
-    @if CHUNKS > SLICES {
-      // Loaded while this chunk is multiplied; unused after the last one.
-      @split var next: array<w_Raw, ROWS * STEPS>;
-      ${load("next", "min(c + SLICES, CHUNKS - 1u)")}
-    }
-    @unroll for (var s = 0; s < STEPS; s++) {
-      let four = min((c * STEPS + s) * LANES + lane, FOURS - 1u);
-      @split var wv: array<vec4f, ROWS>;
-      @if NORM { let scale = norm_at(four); }
-      @unroll for (var i = 0; i < ROWS; i++) {
-        @if NORM { wv[i] = w_four[0](raw[i * STEPS + s]) * scale; } @else { wv[i] = w_four[0](raw[i * STEPS + s]); }
-      }
-      @unroll for (var m = 0; m < M; m++) {
-        @if WHOLE { let xv = x_at(m * FOURS + (first * FOURS + four)); }
-        @else { let xv = x_at(x_row(first, m) * FOURS + four); }
-        @unroll for (var i = 0; i < ROWS; i++) { ${
-    multiply("acc[m * ROWS + i]", "wv[i]")
-  } }
-      }
-    }
-    @if CHUNKS > SLICES {
-      @unroll for (var i = 0; i < ROWS * STEPS; i++) { raw[i] = next[i]; }
-    }
-  }
-} @else {
-  for (var e = (slice * LANES + lane) * 4u; e < u.k; e += SLICES * LANES * 4u) {
-    @if NORM { let scale = norm_span(e, u.k - e); } @else { let scale = vec4f(1.0); }
-    @unroll for (var m = 0; m < M; m++) {
-      let xv = x_span(x_row(first, m) * u.k + e, u.k - e) * scale;
-      @unroll for (var i = 0; i < ROWS; i++) {
-        acc[m * ROWS + i] += dot(w_span(w_row(g, i) * u.k + e, u.k - e), xv);
-      }
-    }
-  }
-}
+  } @else { ${MULTIPLY} }
   ${ENDING}
 }`,
   cases: [
@@ -413,6 +448,8 @@ ${BEGINNING}
     { m: 17, n: 74, k: 76, w: "f32", norm: "bf16" },
     { m: 17, n: 74, k: 76, w: "f32", norm: "bf16", epilogue: "swiglu" },
     { m: 64, n: 74, k: 76, w: "bf16", epilogue: "add" },
+    { m: 3, n: 37, k: 512, w: "q4_k", second: "q6_k" },
+    { m: 16, n: 37, k: 512, w: "q3_k", second: "q5_k", norm: "bf16" },
   ],
   makeCase: (given, tools) => linearCase(given, tools, rowParts),
 });

@@ -58,7 +58,7 @@ export function int8Values(
   for (let row = 0; row < m; row++) {
     for (let block = 0; block < blocks; block++) {
       const [scale, whole, ...halves] = [0, 1, 2, 3].map((which) =>
-        scales[(4 * row + which) * blocks + block]
+        scales[4 * (row * blocks + block) + which]
       );
       const sums = [0, 0];
       for (let i = 0; i < BLOCK; i++) {
@@ -112,7 +112,7 @@ export function roundRows(
       const outlier = size * BLOCK ** 2 > OUTLIER * roots ** 2;
       const scale = (outlier ? -size : size) / LARGEST;
       [scale, sums[0] + sums[1], ...sums].forEach((value, which) =>
-        scales[(4 * row + which) * blocks + block] = value
+        scales[4 * (row * blocks + block) + which] = value
       );
     }
   }

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { Matrix } from "../lib/formats/matrix.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
 import type { Constants, Epilogue } from "../lib/dispatch/shapes.ts";
@@ -24,24 +25,29 @@ export interface LinearCase {
   k: number;
   /** Format of the weights. */
   w: string;
+  /** Format of the next part of the matrix, of SECOND_ROWS rows, if the kernel takes it along. */
+  second?: string;
   /** Type of the norm's weights, if rows are normed first. */
   norm?: Float;
   epilogue?: Epilogue;
 }
 
+/** Rows of the next part of the matrix. */
+export const SECOND_ROWS = 11;
 /** Value of the output before the result is added to it. */
 export const BEFORE = 3;
 
 /** Describes a case: `bf16 [1, 88] × [74, 88]ᵀ with SwiGLU, normed first`. */
 export function linearText(
-  { m, n, k, w, norm, epilogue = "store" }: LinearCase,
+  { m, n, k, w, second, norm, epilogue = "store" }: LinearCase,
 ): string {
   const after = {
     store: "",
     add: " added to a residual",
     swiglu: " with SwiGLU",
   }[epilogue];
-  return `${w} [${m}, ${k}] × [${n}, ${k}]ᵀ${after}${
+  const more = second ? `, and ${second} [${SECOND_ROWS}, ${k}]ᵀ` : "";
+  return `${w} [${m}, ${k}] × [${n}, ${k}]ᵀ${more}${after}${
     norm ? ", normed first" : ""
   }`;
 }
@@ -57,20 +63,26 @@ export function linearCase(
   { device, random, reference }: CaseTools,
   parts: (n: number, constants: Constants) => number,
   { largest, tolerance = SUM }: { largest?: number; tolerance?: number } = {},
-): KernelCase {
-  const { m, n, k, w: dtype, epilogue = "store" } = given;
+): KernelCase | undefined {
+  const { m, k, w: dtype, second, epilogue = "store" } = given;
+  const n = given.n + (second ? SECOND_ROWS : 0);
   const swiglu = epilogue === "swiglu", width = swiglu ? n / 2 : n;
   const x = random.tensor("f32", [m, k], 2);
-  const w = random.matrix(dtype, [n, k]);
+  const w = random.matrix(dtype, [given.n, k]);
+  const v = second ? random.matrix(second, [SECOND_ROWS, k]) : undefined;
   const norm = given.norm && random.tensor(given.norm, [k], 0.5, 1);
-  const format = formatNamed(dtype);
-  const shape = { m, n, k, format, norm: !!norm, swiglu, fixed: true, largest };
-  const { constants } = chooseLinear(shape, device);
+  const { constants, two } = chooseLinear({
+    ...{ m, n: given.n, k, format: formatNamed(dtype), largest },
+    ...{ norm: !!norm, swiglu, fixed: true },
+    other: second ? { n: SECOND_ROWS, format: formatNamed(second) } : undefined,
+  }, device);
+  if (second && !two) return undefined;
   const left = parts(n, constants);
   return {
     what: linearText(given),
     operands: {
       w,
+      ...(v ? { v } : {}),
       x,
       y: room([m, width], epilogue === "add" ? BEFORE : NaN),
       squares: norm ? partialSquares(toF32(x), k) : room([m, left]),
@@ -82,7 +94,7 @@ export function linearCase(
       const rows = norm
         ? reference.rmsNormed(toF32(x), toF32(norm), EPS)
         : toF32(x);
-      const product = reference.linear(rows, matrixToF32(w), { m, n, k });
+      const product = reference.linear(rows, stacked(w, v), { m, n, k });
       const y = reference.epilogue(epilogue, product, n, BEFORE);
       const results = [{ of: "y", ...y, tolerance }];
       if (epilogue !== "add") return results;
@@ -97,6 +109,20 @@ export function linearCase(
       }];
     },
   };
+}
+
+/** The values of a matrix and, below them, of its next part. */
+export function stacked(
+  w: Matrix<CpuTensor>,
+  v?: Matrix<CpuTensor>,
+): Float32Array {
+  const first = matrixToF32(w);
+  if (!v) return first;
+  const second = matrixToF32(v);
+  const all = new Float32Array(first.length + second.length);
+  all.set(first);
+  all.set(second, first.length);
+  return all;
 }
 
 /** Eight partial sums of squares per row of `k`, as left by the preceding kernel. */

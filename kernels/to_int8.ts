@@ -34,9 +34,10 @@ const LEAST = 1e-30;
  *
  * Of each row, `y` has plane after plane, in quads of 16 elements. A unit of UNIT elements
  * is what a lane of the next kernel takes; first come the first quads of all units, then
- * the second ones, so that neighboring lanes read neighbors. `scales` has of each row all
- * scales, then the sums of the integers of each block, of the first half of each, and of
- * the second half.
+ * the second ones, so that neighboring lanes read neighbors. `scales` has of each block its
+ * scale, the sum of its integers, and the sums of their first and second halves.
+ *
+ * A thread takes four elements, and eight neighbors a block.
  *
  * NORM 1 RMS-norms the rows first; their sums of squares come from the kernel before, as
  * for gemv.ts.
@@ -47,17 +48,24 @@ export const toInt8 = defineKernel<{ k: number; unit: number; norm?: Float }>({
     x: "m k as vec4",
     ...(NORM ? { norm: "k as vec4", squares: "m parts as scalar" } : {}),
     y: "out m words as unit",
-    scales: "out m numbers",
+    scales: "out m numbers as vec4",
   }),
   uniforms: { eps: "f32" },
-  constants: { NORM: 0, UNIT: 32, WORKGROUP: 64, LOG_LANES: 5, SUBGROUPS: 1 },
-  derive: ({ LOG_LANES, UNIT }, { k }) => ({
-    LANES: 1 << Number(LOG_LANES),
-    QUADS: Number(UNIT) / 16,
-    UNITS: k / Number(UNIT),
-    BLOCKS: k / BLOCK,
-  }),
-  grid: ({ m, k }, { WORKGROUP }) => [Math.ceil(k / BLOCK / WORKGROUP), m, 1],
+  constants: { NORM: 0, UNIT: 32, WORKGROUP: 128, LOG_LANES: 5, SUBGROUPS: 1 },
+  derive: ({ LOG_LANES, SUBGROUPS, UNIT }, { k }) => {
+    if (!SUBGROUPS || Number(LOG_LANES) < 3 || k % BLOCK) {
+      throw new Error(
+        `Cannot round rows of ${k} to integers: they must be whole blocks of ${BLOCK}, and 8 lanes or more must exchange values`,
+      );
+    }
+    return {
+      LANES: 1 << Number(LOG_LANES),
+      QUADS: Number(UNIT) / 16,
+      UNITS: k / Number(UNIT),
+      FOURS: k / 4,
+    };
+  },
+  grid: ({ m, k }, { WORKGROUP }) => [Math.ceil(k / 4 / WORKGROUP), m, 1],
   cost: (call) => {
     const [cost] = normCost(call);
     return [{
@@ -75,15 +83,10 @@ export const toInt8 = defineKernel<{ k: number; unit: number; norm?: Float }>({
 
 ${IS_NAN}
 
-fn largest(four: vec4f) -> f32 {
-  let size = abs(four);
-  return max(max(size.x, size.y), max(size.z, size.w));
-}
-
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
   let row = wg.y;
-  let block = wg.x * WORKGROUP + tid;
+  let four = wg.x * WORKGROUP + tid;
   @if NORM {
     var squared = 0.0;
     for (var i = tid; i < u.parts; i += WORKGROUP) { squared += squares_at(row * u.parts + i); }
@@ -94,47 +97,32 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     for (var i = 0u; i < WORKGROUP / LANES; i++) { squared += sums[i]; }
     let factor = inverseSqrt(squared / f32(u.k) + u.eps);
   } @else { let factor = 1.0; }
-  if (block >= BLOCKS) { return; }
-  @split var four: array<vec4f, 8>;
-  var size = 0.0;
-  var roots = 0.0;
-  @unroll for (var f = 0; f < 8; f++) {
-    let at = block * 8u + f;
-    @if NORM { four[f] = x_at(row * (u.k / 4u) + at) * norm_at(at); } @else { four[f] = x_at(row * (u.k / 4u) + at); }
-    size = max(size, largest(four[f]));
-    roots += dot(sqrt(abs(four[f])), vec4f(1.0));
+  let at = min(four, FOURS - 1u);
+  @if NORM { let value = x_at(row * FOURS + at) * norm_at(at); } @else { let value = x_at(row * FOURS + at); }
+  let each = abs(value);
+  var size = max(max(each.x, each.y), max(each.z, each.w));
+  var roots = dot(sqrt(each), vec4f(1.0));
+  @unroll for (var b = 0; b < 3; b++) {
+    size = max(size, subgroupShuffleXor(size, 1u << b));
+    roots += subgroupShuffleXor(roots, 1u << b);
   }
-  let per = select(0.0, ${LARGEST}.0 / size, size > ${LEAST});
-  @split var sum: array<vec4i, 2>;
-  @unroll for (var h = 0; h < 2; h++) {
-    var high = vec4u();
-    var low = vec4u();
-    var rest = vec4u();
-    sum[h] = vec4i();
-    @unroll for (var f = 0; f < 4; f++) {
-      let scaled = four[h * 4 + f] * per;
-      let rounded = vec4i(round(scaled));
-      sum[h] += rounded;
-      let upper = (rounded + vec4i(64)) >> vec4u(7u);
-      high[f] = pack4xI8(upper);
-      low[f] = pack4xI8(rounded - (upper << vec4u(7u)));
-      rest[f] = pack4xI8(min(vec4i(round((scaled - vec4f(rounded)) * 256.0)), vec4i(127)));
-    }
-    let quad = block * 2u + h;
-    let at = (row * ${PLANES}u * QUADS + quad % QUADS) * UNITS + quad / QUADS;
-    y[at] = high;
-    y[at + QUADS * UNITS] = low;
-    y[at + 2u * QUADS * UNITS] = rest;
+  let scaled = value * select(0.0, ${LARGEST}.0 / size, size > ${LEAST});
+  let rounded = vec4i(round(scaled));
+  var sum = f32(rounded.x + rounded.y + rounded.z + rounded.w);
+  @unroll for (var b = 0; b < 2; b++) { sum += subgroupShuffleXor(sum, 1u << b); }
+  let other = subgroupShuffleXor(sum, 4u); // of the other half of the block
+  if (four >= FOURS) { return; }
+  let high = (rounded + vec4i(64)) >> vec4u(7u);
+  let quad = four / 4u;
+  let place = (row * ${PLANES}u * QUADS + quad % QUADS) * UNITS + quad / QUADS;
+  y[place][four % 4u] = pack4xI8(high);
+  y[place + QUADS * UNITS][four % 4u] = pack4xI8(rounded - (high << vec4u(7u)));
+  y[place + 2u * QUADS * UNITS][four % 4u] = pack4xI8(min(vec4i(round((scaled - vec4f(rounded)) * 256.0)), vec4i(127)));
+  if (four % 8u == 0u) {
+    let scale = size / ${LARGEST}.0 * factor;
+    let signed = select(scale, -scale, ${hasOutlier("size", "roots")});
+    scales_put(row * FOURS / 8u + four / 8u, vec4f(select(signed, roots, is_nan(roots)), sum + other, sum, other));
   }
-  let first = sum[0].x + sum[0].y + sum[0].z + sum[0].w;
-  let second = sum[1].x + sum[1].y + sum[1].z + sum[1].w;
-  let at = row * 4u * BLOCKS + block;
-  let scale = size / ${LARGEST}.0 * factor;
-  let signed = select(scale, -scale, ${hasOutlier("size", "roots")});
-  scales[at] = select(signed, roots, is_nan(roots));
-  scales[at + BLOCKS] = f32(first + second);
-  scales[at + 2u * BLOCKS] = f32(first);
-  scales[at + 3u * BLOCKS] = f32(second);
 }`,
   cases: [
     { k: 96, unit: 32 },
@@ -143,6 +131,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     ...FLOATS.map((norm) => ({ k: 512, unit: 64, norm })),
   ],
   makeCase({ k, unit, norm: dtype }, { device, random, reference }) {
+    if (device.subgroupSize < 8) return undefined; // other kernels run
     const m = 3, { words, numbers } = int8Sizes(k);
     const x = random.tensor("f32", [m, k], 1e6);
     x.data.fill(0, k + 32, k + 64); // a block of zeros

@@ -177,11 +177,45 @@ const LEAST_ROUNDED = 1e7, LEAST_PRODUCTS = 1.2e8;
 const isRounded = ({ m, n, k }: LinearShape) =>
   n * k >= LEAST_ROUNDED || m * n * k >= LEAST_PRODUCTS;
 
+/**
+ * Whether a kernel for a few rows takes the next part of the matrix along, which is in another
+ * format, and why not: a dispatch less. It binds the planes of both parts, and `buffers` more.
+ */
+function bothParts(
+  { k, format, other, largest }: LinearShape,
+  kernel: { integers: boolean; buffers: number },
+  device: Capabilities,
+): { two: boolean; reason: string } {
+  if (!other) return { two: false, reason: "" };
+  const [own, { name }] = [format, other.format];
+  const planes = [own, other.format].flatMap((one) => one.planes(k)).length;
+  const buffers = planes + kernel.buffers;
+  const most = device.limits.maxStorageBuffersPerShaderStage ?? MOST_BUFFERS;
+  const [unit] = own.loads, [otherUnit] = other.format.loads;
+  const apart = kernel.integers &&
+      !multipliesIntegers({ k, format: other.format, largest }, device)
+    ? "its quants do not multiply as integers"
+    : kernel.integers && unit !== otherUnit
+    ? `lanes take ${otherUnit} elements of it, and ${unit} of this one`
+    : buffers > most
+    ? `both bind ${buffers} storage buffers, the adapter allows ${most}`
+    : undefined;
+  return apart
+    ? { two: false, reason: `, apart from its next part, in ${name}: ${apart}` }
+    : { two: true, reason: `, with its next part, in ${name}` };
+}
+
+/** `shape` with the rows of the next part, if the kernel takes both. */
+const withOther = (shape: LinearShape, two: boolean): LinearShape =>
+  two ? { ...shape, n: shape.n + shape.other!.n } : shape;
+
 function chooseFewIntegers(
   shape: LinearShape,
+  both: ReturnType<typeof bothParts>,
   device: Capabilities,
 ): LinearChoice {
-  const { m, n, k, format } = shape, units = k / format.loads[0];
+  const { m, n, k, format } = withOther(shape, both.two);
+  const units = k / format.loads[0];
   const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemvRowsInt8", shape));
   const { narrow, other, sums, together } = defaults.gemvRowsInt8;
@@ -208,13 +242,15 @@ function chooseFewIntegers(
       ...lanes,
       ...tuned,
       M,
+      TWO: both.two ? 1 : 0,
       EPILOGUE: epilogueOf(shape),
     },
     fusedNorm: false,
+    two: both.two,
     splits: 1,
     reason: `${
       rowsText(m, M)
-    }, whose quants multiply as integers, by rows rounded to 15 bits; ${
+    }${both.reason}; quants multiply as integers, by rows rounded to 15 bits; ${
       origin(tuned, defaults)
     }`,
   };
@@ -227,10 +263,16 @@ const rowsText = (m: number, M: number) =>
   }`;
 
 function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
-  if (isRounded(shape) && multipliesIntegers(shape, device)) {
-    return chooseFewIntegers(shape, device);
+  if (multipliesIntegers(shape, device)) {
+    const both = bothParts(shape, { integers: true, buffers: 3 }, device);
+    if (isRounded(withOther(shape, both.two))) {
+      return chooseFewIntegers(shape, both, device);
+    }
   }
-  const { m, n, k, norm } = shape;
+  const { m, k, norm } = shape;
+  const kernel = { integers: false, buffers: norm ? 4 : 2 };
+  const both = bothParts(shape, kernel, device);
+  const { n } = withOther(shape, both.two);
   const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemvRows", shape));
   const { narrow, other, sums, together } = defaults.gemvRows;
@@ -250,12 +292,14 @@ function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
       ...lanes,
       ...tuned,
       M,
+      TWO: both.two ? 1 : 0,
       EPILOGUE: epilogueOf(shape),
       NORM: norm ? 1 : 0,
     },
     fusedNorm: norm,
+    two: both.two,
     splits: 1,
-    reason: `${rowsText(m, M)}${
+    reason: `${rowsText(m, M)}${both.reason}${
       k % 4
         ? `, element by element, because k = ${k} is not a multiple of 4`
         : ""

@@ -727,7 +727,9 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   }
 
   /** Records a matmul of a few rows, rounded to integers. */
-  #gemvRowsInt8({ rounded, w, part, y, epilogue, choice }: LinearCall): void {
+  #gemvRowsInt8(
+    { rounded, w, part, other, y, epilogue, choice }: LinearCall,
+  ): void {
     const { constants, reason } = choice;
     const [planes, scales] = rounded(part.format.loads[0]);
     const leaves = epilogue === "add"
@@ -735,6 +737,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       : undefined;
     this.plan.add(gemvRowsInt8, {
       w: { matrix: w, part },
+      ...(other ? { v: { matrix: w, part: other } } : {}),
       x: planes,
       scales,
       y,

@@ -342,6 +342,49 @@ Deno.test("lane groups of gemvInt8 share rows, so that each lane holds few eleme
   }
 });
 
+Deno.test("a few rows take the next part of a matrix along where buffers allow", () => {
+  const { limits, ...device } = {
+    ...DEVICES[4],
+    adapterClass: "NVIDIA",
+  } as const;
+  for (const most of [undefined, 8, 9, 10, 16]) {
+    const given: Capabilities = {
+      ...device,
+      limits: { ...limits, maxStorageBuffersPerShaderStage: most },
+    };
+    for (const [n, k] of [[5120, 4096], [3072, 1024]]) {
+      for (const format of FORMATS) {
+        for (const next of FORMATS) {
+          const shape = { m: 16, n, k, format, norm: true, swiglu: false };
+          const choice = chooseLinear({
+            ...{ ...shape, largest: 1 },
+            other: { n: 1024, format: next },
+          }, given);
+          const { two, constants, reason } = choice;
+          const message = JSON.stringify({ most, choice });
+          const integers = choice.kernel === "gemvRowsInt8";
+          const planes = [format, next].flatMap((one) => one.planes(k)).length;
+          const fits = planes + (integers ? 3 : 4) <= (most ?? 8);
+          const alike = !integers || next.integers !== undefined &&
+              next.loads[0] === format.loads[0];
+          assertEquals(two, fits && alike, message);
+          assertEquals(constants.TWO, Number(two), message);
+          const part = `next part, in ${next.name}`;
+          assert(
+            reason.includes(two ? `with its ${part}` : `${part}: `),
+            message,
+          );
+          if (!two && alike) {
+            assert(reason.includes(`allows ${most ?? 8}`), message);
+          }
+          const alone = chooseLinear({ ...shape, largest: 1 }, given);
+          assertEquals(alone.two, false, message);
+        }
+      }
+    }
+  }
+});
+
 Deno.test("a few rows may go to gemvRowsInt8 if quants are integers and many", () => {
   for (const adapterClass of ADAPTER_CLASSES) {
     for (const given of DEVICES) {

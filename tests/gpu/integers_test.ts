@@ -11,7 +11,7 @@ import { syntheticCheckpoint } from "../../lib/checkpoint/synthetic.ts";
 import { f32 } from "../../lib/formats/f32.ts";
 import { formatNamed } from "../../lib/formats/mod.ts";
 import { retyped } from "../support/retyped.ts";
-import { gpuTest } from "../support/gpu.ts";
+import { gpuTest, withLimits } from "../support/gpu.ts";
 import { faultText, resolveSampling } from "../../lib/model/sampling.ts";
 
 const GREEDY = resolveSampling({ temperature: 0 }, {});
@@ -141,6 +141,81 @@ gpuTest(
     }
     // qkv_proj of all layers but the first, whose row nothing has rounded; and gate_up_proj.
     assertEquals(shared, [2, 1]);
+  },
+);
+
+gpuTest(
+  "a few rows have the same logits with two parts of a matrix in a dispatch",
+  async () => {
+    const formats = [["q4_k", "q6_k"], ["q5_k", "q6_k"], ["q3_k", "q5_k"]];
+    for (const [of, ofV] of formats) {
+      const { stored } = await retyped(
+        syntheticCheckpoint("mixed", WIDE, 3),
+        (name) =>
+          /norm/.test(name)
+            ? f32
+            : formatNamed(/layers.[02].*v_proj/.test(name) ? ofV : of),
+      );
+      for (const f16Matmuls of [false, true]) {
+        const results = [];
+        for (const most of [8, 16]) {
+          const gpu = withLimits(await openDevice(), {
+            maxStorageBuffersPerShaderStage: most,
+          });
+          using runner = await GpuRunner.load(gpu, stored, {
+            context: 32,
+            cacheDtype: "f32",
+            f16Matmuls,
+          });
+          const { dispatches } = runner.pass(IDS.length, false).plan;
+          const two = dispatches.filter(({ constants: { TWO } }) => TWO);
+          const ids = IDS.map((id) => id % 200);
+          results.push({ two: two.length, logits: await runner.logits(ids) });
+        }
+        const [apart, together] = results;
+        assertEquals([apart.two, together.two], [0, 2], `${of}, ${ofV}`);
+        assertEquals(together.logits, apart.logits);
+      }
+    }
+  },
+);
+
+gpuTest(
+  "many integers of two parts of a matrix are multiplied in a dispatch",
+  async () => {
+    const large: Qwen3Config = {
+      ...{ ...WIDE, hiddenSize: 2048, numHiddenLayers: 1 },
+      ...{ numAttentionHeads: 24, numKeyValueHeads: 4 },
+    };
+    const { stored, wide } = await retyped(
+      syntheticCheckpoint("large", large, 3),
+      (name) =>
+        /norm/.test(name)
+          ? f32
+          : formatNamed(/v_proj/.test(name) ? "q6_k" : "q4_k"),
+    );
+    const ids = Array.from({ length: 20 }, (_, i) => (7 * i + 3) % 200);
+    using exact = await CpuRunner.load(wide, { context: 32 });
+    const expected = await exact.logits(ids);
+    for (const most of [8, 16]) {
+      const limits = { maxStorageBuffersPerShaderStage: most };
+      const gpu = withLimits(await openDevice(), limits);
+      if (!gpu.f16 || gpu.subgroupSize < 8) return;
+      using runner = await GpuRunner.load(gpu, stored, {
+        context: 32,
+        cacheDtype: "f32",
+        f16Matmuls: true,
+      });
+      const made = runner.pass(ids.length, false).plan.dispatches
+        .filter(({ label }) => /qkv_proj/.test(label))
+        .map(({ kernel, constants: { TWO } }) => `${kernel} ${TWO}`);
+      assertEquals(
+        made,
+        most === 8 ? ["gemvRowsInt8 0", "gemvRows 0"] : ["gemvRowsInt8 1"],
+      );
+      const error = relativeError(await runner.logits(ids), expected);
+      assert(error > 1e-7 && error <= 1e-3, `${most} buffers: ${error}`);
+    }
   },
 );
 

@@ -21,6 +21,8 @@ interface Case {
   n: number;
   k: number;
   w: string;
+  /** Rows of the next part of the matrix, and their format. */
+  second?: { n: number; w: string };
   epilogue?: Epilogue;
   column?: number;
   padding?: number;
@@ -32,9 +34,11 @@ interface Case {
 /** Compares all of y, and what is around the result, with the product of the values in f64. */
 async function check(trial: Trial, given: Case): Promise<void> {
   const { m, n, k, w, epilogue: kind = "store" } = given;
-  const { column = 0, padding = 0 } = given;
+  const { column = 0, padding = 0, second } = given;
   const { gpu, random } = trial, before = 3, message = JSON.stringify(given);
   const weights = random.matrix(w, [n, k]);
+  const more = second && random.matrix(second.w, [second.n, k]);
+  const all = n + (second?.n ?? 0);
   const x = toF32(random.tensor("f32", [m, k], 2));
   const others = x.slice();
   for (let row = 0; row < m; row++) {
@@ -46,7 +50,7 @@ async function check(trial: Trial, given: Case): Promise<void> {
     }
   }
   const { planes, scales } = roundRows(x, k, formatNamed(w).loads[0]);
-  const width = kind === "swiglu" ? n / 2 : n;
+  const width = kind === "swiglu" ? n / 2 : all;
   const stride = column + width + padding;
   const poison = kind === "add" ? before : NaN;
   const y = trial.filled([m + 1, stride], poison);
@@ -55,16 +59,21 @@ async function check(trial: Trial, given: Case): Promise<void> {
     ...lanes(gpu, true),
     ...given.constants,
     EPILOGUE: kind,
+    TWO: more ? 1 : 0,
   };
   const left = trial.filled([m, rowParts(n, constants)]);
   trial.run(gemvRowsInt8, {
     w: trial.uploadMatrix(weights),
+    ...(more ? { v: trial.uploadMatrix(more) } : {}),
     x: trial.upload(planes),
     scales: trial.upload(scales),
     y,
     ...(kind === "add" ? { squares: left } : {}),
   }, { constants, uniforms: { stride, column } });
-  const product = linear(x, matrixToF32(weights), { m, n, k });
+  const stacked = new Float32Array(all * k);
+  stacked.set(matrixToF32(weights));
+  if (more) stacked.set(matrixToF32(more), n * k);
+  const product = linear(x, stacked, { m, n: all, k });
   const written = await y.read();
   const inside = (at: number) => {
     const c = at % stride - column;
@@ -73,10 +82,10 @@ async function check(trial: Trial, given: Case): Promise<void> {
   const around = written.filter((_, at) => !inside(at));
   assertAllClose(around, around.map(() => poison), {}, `around ${message}`);
   const actual = written.filter((_, at) => inside(at));
-  const expected = epilogue(kind, product, n, before);
+  const expected = epilogue(kind, product, all, before);
   if (given.outliers) {
     // Errors are those of the other values, and what f32 rounds of the outliers' products.
-    const { norms } = linear(others, matrixToF32(weights), { m, n, k });
+    const { norms } = linear(others, stacked, { m, n: all, k });
     expected.norms = norms!.map((norm, at) =>
       norm + 1e-6 / ROUNDED * product.norms![at]
     );
@@ -130,6 +139,47 @@ gpuTest(
     }
   },
 );
+
+/** Formats that follow one another in qkv_proj, whose units are equal. */
+const PAIRS = [
+  ...[["q4_k", "q6_k"], ["q5_k", "q6_k"], ["q6_k", "q4_k"], ["q4_0", "q5_k"]],
+  ["q3_k", "q2_k"],
+] as const;
+
+gpuTest(
+  "gemvRowsInt8 takes the next part of a matrix along, in another format",
+  async (gpu, trial) => {
+    for (const [w, v] of PAIRS) {
+      const [n, more] = trial.random.pick([[37, 11], [32, 64], [1, 5]]);
+      const m = trial.random.pick([2, 3, 5]), second = { n: more, w: v };
+      const rows = { m, n, k: 768, w, second };
+      const place = trial.random.pick([{}, { column: 3, padding: 5 }]);
+      await check(trial, { ...rows, ...place, outliers: [1e3] });
+      const sliced = { WORKGROUP: 64, SLICES: 2, LOG_LANES: 2 };
+      const constants = { ...lanes(gpu, true), ...sliced };
+      await check(trial, { ...rows, constants });
+    }
+  },
+);
+
+Deno.test("gemvRowsInt8 refuses a second part that lanes take otherwise", () => {
+  const derive = (given: Constants) =>
+    gemvRowsInt8.derive!(
+      { ...gemvRowsInt8.constants, W_DTYPE: "q4_k", W_UNIT: 32, ...given },
+      { m: 2, n: 8, nv: 8, k: 768 },
+    );
+  const two = { TWO: 1, W_VIEW: "unit", V_VIEW: "unit" };
+  assertThrows(
+    () => derive({ ...two, V_DTYPE: "q3_k", V_UNIT: 64 }),
+    Error,
+    "Cannot multiply by q4_k and q3_k in one dispatch: their units are 32 and 64, must be equal, and quants integers",
+  );
+  assertThrows(
+    () => derive({ ...two, V_DTYPE: "q6_k", V_UNIT: 32, EPILOGUE: "add" }),
+    Error,
+    'Cannot multiply by two parts of a matrix in one dispatch: results are for "add" and the parts are read as unit and unit, must be for "store" and read alike',
+  );
+});
 
 gpuTest("gemvRowsInt8 takes two to 32 rows of x", async (_, trial) => {
   const w = trial.random.pick(["q4_k", "q6_k", "q8_0"]);

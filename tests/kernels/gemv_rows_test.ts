@@ -98,6 +98,33 @@ gpuTest(
   },
 );
 
+/** Formats that follow one another in qkv_proj: of Q3_K_M, Q4_K_M, Q5_K_M, and others. */
+const PAIRS = [
+  ...[["q3_k", "q5_k"], ["q3_k", "q4_k"], ["q4_k", "q6_k"], ["q5_k", "q6_k"]],
+  ...[["q6_k", "q4_k"], ["bf16", "q8_0"], ["q4_0", "f32"]],
+] as const;
+
+gpuTest(
+  "gemvRows takes the next part of a matrix along, in any format",
+  async (gpu, trial) => {
+    for (const [w, v] of PAIRS) {
+      const [n, more] = trial.random.pick([[37, 11], [32, 64], [1, 5]]);
+      const rows = { m: trial.random.pick([2, 3, 5]), n, w, k: 768 };
+      const constants = { ...lanes(gpu, true), ROWS: 2, STEPS: 2 };
+      const place = trial.random.pick([{}, { column: 3, padding: 5 }]);
+      const second = { n: more, w: v };
+      await check(trial, { ...rows, ...place, second, constants });
+      const sliced = { WORKGROUP: 64, SLICES: 2, LOG_LANES: 3 };
+      const norm = trial.random.pick(WEIGHTS);
+      await check(trial, { ...rows, second, norm, constants: sliced });
+    }
+    const floats = { m: 3, n: 9, w: "bf16", second: { n: 7, w: "f32" } };
+    await check(trial, { ...floats, k: 33, norm: "f32" }); // element by element
+    const none = { SUBGROUPS: 0, LOG_LANES: 5 };
+    await check(trial, { ...floats, k: 80, constants: none });
+  },
+);
+
 gpuTest("gemvRows reads 16-bit x", async (_, trial) => {
   for (const x of ["f16", "bf16"] as const) {
     for (const k of [7, 20, 80]) await check(trial, { m: 3, n: 9, k, x });

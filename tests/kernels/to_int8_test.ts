@@ -1,6 +1,6 @@
 import { toInt8 } from "../../kernels/to_int8.ts";
 import { int8Sizes, int8Values } from "../../kernels/int8_case.ts";
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertThrows } from "@std/assert";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, lanes } from "../support/gpu.ts";
 import { rmsNormed } from "../support/reference.ts";
@@ -72,42 +72,56 @@ gpuTest(
   async (gpu, trial) => {
     const { random } = trial;
     for (const parts of [1, 5, 64, 256, 300]) {
-      for (const subgroups of [true, false]) {
-        const m = 3, k = 256, unit = 32, { words, numbers } = int8Sizes(k);
-        const x = random.tensor("f32", [m, k], 2), given = toF32(x);
-        const norm = random.tensor("f32", [k], 0.5, 1);
-        const squares = random.filled("f32", [m, parts], 0);
-        given.forEach((value, at) =>
-          squares.data[Math.floor(at / k) * parts + at % parts] += value * value
-        );
-        const y = trial.filled([m, words], 0x55555555, "u32");
-        const scales = trial.filled([m, numbers]);
-        trial.run(toInt8, {
-          x: trial.upload(x),
-          norm: trial.upload(norm),
-          squares: trial.upload(squares),
-          y,
-          scales,
-        }, {
-          constants: { NORM: 1, UNIT: unit, ...lanes(gpu, subgroups) },
-          uniforms: { eps },
-        });
-        const bits = await gpu.readBuffer(y.buffer, 0, 4 * m * words);
-        const { values } = int8Values(
-          new Uint32Array(bits),
-          await scales.read(),
-          k,
-          unit,
-        );
-        const expected = rmsNormed(given, toF32(norm), eps);
-        const most = expected.reduce((a, b) => Math.max(a, Math.abs(b)), 0);
-        assertAllClose(
-          values,
-          expected,
-          { absolute: most * 0.51 / 16256, relative: 1e-5 },
-          `${parts} parts`,
-        );
-      }
+      const m = 3, k = 256, unit = 32, { words, numbers } = int8Sizes(k);
+      const x = random.tensor("f32", [m, k], 2), given = toF32(x);
+      const norm = random.tensor("f32", [k], 0.5, 1);
+      const squares = random.filled("f32", [m, parts], 0);
+      given.forEach((value, at) =>
+        squares.data[Math.floor(at / k) * parts + at % parts] += value * value
+      );
+      const y = trial.filled([m, words], 0x55555555, "u32");
+      const scales = trial.filled([m, numbers]);
+      trial.run(toInt8, {
+        x: trial.upload(x),
+        norm: trial.upload(norm),
+        squares: trial.upload(squares),
+        y,
+        scales,
+      }, {
+        constants: { NORM: 1, UNIT: unit, ...lanes(gpu, true) },
+        uniforms: { eps },
+      });
+      const bits = await gpu.readBuffer(y.buffer, 0, 4 * m * words);
+      const { values } = int8Values(
+        new Uint32Array(bits),
+        await scales.read(),
+        k,
+        unit,
+      );
+      const expected = rmsNormed(given, toF32(norm), eps);
+      const most = expected.reduce((a, b) => Math.max(a, Math.abs(b)), 0);
+      assertAllClose(
+        values,
+        expected,
+        { absolute: most * 0.51 / 16256, relative: 1e-5 },
+        `${parts} parts`,
+      );
     }
   },
 );
+
+Deno.test("toInt8 needs whole blocks, and lanes that exchange values", () => {
+  for (
+    const [k, given] of [
+      [48, {}],
+      [64, { SUBGROUPS: 0 }],
+      [64, { LOG_LANES: 2 }],
+    ] as const
+  ) {
+    assertThrows(
+      () => toInt8.derive!({ ...toInt8.constants, ...given }, { k }),
+      Error,
+      `Cannot round rows of ${k} to integers: they must be whole blocks of 32, and 8 lanes or more must exchange values`,
+    );
+  }
+});

@@ -126,8 +126,11 @@ export function lanes(gpu: Gpu, subgroups: boolean) {
 }
 
 /** A view of the device whose bindings hold at most `bytes` bytes. */
-export function withBinding(gpu: Gpu, bytes: number): Gpu {
-  const limits = { maxStorageBufferBindingSize: bytes };
+export const withBinding = (gpu: Gpu, bytes: number): Gpu =>
+  withLimits(gpu, { maxStorageBufferBindingSize: bytes });
+
+/** A view of the device with other limits. */
+export function withLimits(gpu: Gpu, limits: Record<string, number>): Gpu {
   const narrow = <T extends object>(target: T, own: object): T =>
     new Proxy(target, {
       get(target, name) {

@@ -19,6 +19,8 @@ export interface RowsCase {
   k: number;
   /** Format of the weights. */
   w?: string;
+  /** Rows of the next part of the matrix, and their format. */
+  second?: { n: number; w: string };
   x?: Dtype;
   /** Whether rows are normed, and by weights of which type. */
   norm?: Dtype;
@@ -42,14 +44,15 @@ export async function checkRows(
   given: RowsCase,
 ): Promise<void> {
   const { m = 1, n, k, w = "bf16", x = "f32", norm, constants = {} } = given;
-  const { epilogue: kind = "store", column = 0, padding = 0 } = given;
+  const { epilogue: kind = "store", column = 0, padding = 0, second } = given;
   const { gpu, random } = trial, eps = 1e-6, before = 3;
   const message = JSON.stringify(given);
   const weights = random.matrix(w, [n, k]);
+  const more = second && random.matrix(second.w, [second.n, k]);
   const rows = random.tensor(x, [m, k], 2);
   const normWeights = norm && random.tensor(norm, [k], 0.5, 1);
-  const width = kind === "swiglu" ? n / 2 : n,
-    stride = column + width + padding;
+  const all = n + (second?.n ?? 0), width = kind === "swiglu" ? n / 2 : all;
+  const stride = column + width + padding;
   const poison = kind === "add" ? before : NaN;
   const y = trial.filled([m + 1, stride], poison);
   // Partial sums of squares, as the kernel before leaves them.
@@ -62,10 +65,11 @@ export async function checkRows(
   given32.forEach((v, at) =>
     sums.data[Math.floor(at / k) * before32 + at % before32] += v * v
   );
-  const all = { ...kernel.constants, ...lanes(gpu, true), ...constants };
-  const left = trial.filled([m, parts(n, all)]);
+  const settled = { ...kernel.constants, ...lanes(gpu, true), ...constants };
+  const left = trial.filled([m, parts(n, settled)]);
   trial.run(kernel, {
     w: trial.uploadMatrix(weights),
+    ...(more ? { v: trial.uploadMatrix(more) } : {}),
     x: trial.upload(rows),
     ...(normWeights ? { norm: trial.upload(normWeights) } : {}),
     ...(normWeights ? { squares: trial.upload(sums) } : {}),
@@ -73,8 +77,9 @@ export async function checkRows(
     y,
   }, {
     constants: {
-      ...all,
-      ...("M" in all ? { M: m, ...constants } : {}),
+      ...settled,
+      ...("M" in settled ? { M: m, ...constants } : {}),
+      ...(more ? { TWO: 1 } : {}),
       NORM: norm ? 1 : 0,
       EPILOGUE: kind,
     },
@@ -83,7 +88,10 @@ export async function checkRows(
   const input = normWeights
     ? rmsNormed(given32, toF32(normWeights), eps)
     : given32;
-  const product = linear(input, matrixToF32(weights), { m, n, k });
+  const values = [weights, ...more ? [more] : []].map(matrixToF32);
+  const stacked = new Float32Array(all * k);
+  values.forEach((some, i) => stacked.set(some, i * n * k));
+  const product = linear(input, stacked, { m, n: all, k });
   const written = await y.read();
   const inside = (at: number) => {
     const c = at % stride - column;
@@ -92,7 +100,7 @@ export async function checkRows(
   const around = written.filter((_, at) => !inside(at));
   assertAllClose(around, around.map(() => poison), {}, `around ${message}`);
   const actual = written.filter((_, at) => inside(at));
-  const expected = epilogue(kind, product, n, before);
+  const expected = epilogue(kind, product, all, before);
   assertSums(actual, expected, message, given.tolerance);
   if (kind !== "add") return;
   // The sums of squares for the next norm.
