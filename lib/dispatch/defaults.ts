@@ -30,10 +30,17 @@ type GemvRowsConstants = Readonly<
 >;
 /**
  * For one row of x as integers: the fewest threads of a workgroup, the most elements of x that
- * a lane holds, results whose rows are in flight, and the threads of all workgroups, about.
+ * a lane holds, rows of w in flight, those of gates and ups, and the threads of all
+ * workgroups, about.
  */
 type Int8Constants = Readonly<
-  { WORKGROUP: number; HELD: number; ROWS: number; THREADS: number }
+  {
+    WORKGROUP: number;
+    HELD: number;
+    ROWS: number;
+    GATED: number;
+    THREADS: number;
+  }
 >;
 /** For a few rows of x, rounded to integers; all loads are in flight. */
 type Int8RowsConstants = Omit<GemvRowsConstants, "STEPS">;
@@ -78,6 +85,8 @@ export interface Defaults {
   int8: {
     /** The LM head. */
     tall: Int8Constants;
+    /** Matrices that leave the kernels' instructions in caches. */
+    small: Int8Constants;
     other: Int8Constants;
   };
   gemvRows: {
@@ -115,6 +124,11 @@ export interface Defaults {
   attendDecode: Readonly<Record<ContextClass, AttendConstants>>;
 }
 
+/** 768 threads for each of an H200's multiprocessors. */
+const INT8_FOUR_ROWS: Int8Constants = {
+  ...{ WORKGROUP: 128, HELD: 32, ROWS: 4, GATED: 4, THREADS: 132 * 768 },
+};
+
 // "gemv constants", "gemvRows: 2 to 32 rows in a kernel of its own", "f16 gemm" and
 // "Attention with one barrier".
 const NVIDIA: Defaults = {
@@ -129,10 +143,11 @@ const NVIDIA: Defaults = {
     // "Workgroups that walk": 1,024 threads for each of an H200's multiprocessors.
     walks: { threads: 1024 * 132, ROWS: 2 },
   },
-  // "Blocks as integers: x in registers". 768 threads for each of an H200's multiprocessors.
+  // "Blocks as integers: x in registers".
   int8: {
-    tall: { WORKGROUP: 128, HELD: 32, ROWS: 4, THREADS: 132 * 768 },
-    other: { WORKGROUP: 128, HELD: 32, ROWS: 2, THREADS: 132 * 768 },
+    tall: INT8_FOUR_ROWS,
+    small: INT8_FOUR_ROWS,
+    other: { ...INT8_FOUR_ROWS, ROWS: 2 },
   },
   gemvRows: {
     narrow: { WORKGROUP: 256, ROWS: 4, STEPS: 1, SLICES: 4 },
@@ -228,7 +243,7 @@ const APPLE: Defaults = {
 
 /** Few threads, since a CPU emulates them, and little code. */
 const EMULATED_INT8: Int8Constants = {
-  ...{ WORKGROUP: 32, HELD: 128, ROWS: 1, THREADS: 1024 },
+  ...{ WORKGROUP: 32, HELD: 128, ROWS: 1, GATED: 2, THREADS: 1024 },
 };
 
 // With emulated threads, barriers cost more than wide tiles and rows do ("llvmpipe:
@@ -244,7 +259,7 @@ const SOFTWARE: Defaults = {
     copied: 1 << 20,
   },
   // Not used by default either.
-  int8: { tall: EMULATED_INT8, other: EMULATED_INT8 },
+  int8: { tall: EMULATED_INT8, small: EMULATED_INT8, other: EMULATED_INT8 },
   gemvRows: {
     narrow: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },
     other: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },

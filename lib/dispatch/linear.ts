@@ -316,6 +316,12 @@ const LEAST_RESULTS = 16;
  * four lane groups share a row.
  */
 const MOST_RESULTS = 256;
+/**
+ * Minimum elements of w, of models whose weights displace instructions from caches: the size
+ * of the code counts there ("Less code").
+ */
+const LARGE = 8e6;
+
 /** Whether quants multiply as integers, by rows that are rounded to integers. */
 export function multipliesIntegers(
   { k, format, largest }: Pick<LinearShape, "k" | "format" | "largest">,
@@ -336,8 +342,12 @@ export function integerConstants(
   device: Capabilities,
 ): Constants {
   const { int8 } = defaultsFor(device);
-  const row = n >= TALL_ROWS ? int8.tall : int8.other;
-  const { WORKGROUP, HELD, THREADS } = row, halves = swiglu ? 2 : 1;
+  const { WORKGROUP, HELD, THREADS, ...row } = n >= TALL_ROWS
+    ? int8.tall
+    : n * k < LARGE
+    ? int8.small
+    : int8.other;
+  const ROWS = swiglu ? row.GATED : row.ROWS, halves = swiglu ? 2 : 1;
   const lanes = laneConstants(device), own = 2 ** lanes.LOG_LANES;
   const units = k / format.loads[0], results = n / halves;
   const held = Math.max(1, Math.floor(HELD / format.loads[0]));
@@ -348,7 +358,7 @@ export function integerConstants(
   const share = Math.min(
     Math.round(threads / own / SETS),
     Math.floor(most / SETS),
-    LEAST_RESULTS / row.ROWS,
+    LEAST_RESULTS * halves / ROWS,
   );
   const teams = 2 ** Math.floor(Math.log2(Math.max(1, share)));
   const workgroup = teams * SETS * own;
@@ -356,7 +366,7 @@ export function integerConstants(
   return {
     WORKGROUP: workgroup,
     SETS,
-    ROWS: row.ROWS * halves,
+    ROWS,
     RESULTS: Math.min(
       MOST_RESULTS,
       LEAST_RESULTS * Math.max(1, Math.ceil(needed)),

@@ -320,6 +320,19 @@ Deno.test("two parts of a matrix go together where their planes, x and y can be 
   }
 });
 
+Deno.test("gemvInt8 has fewer rows in flight, and less code, for large matrices", () => {
+  const device = { ...DEVICES[4], adapterClass: "NVIDIA" } as const;
+  const rows = (n: number, k: number, swiglu = false) =>
+    chooseLinear({
+      ...{ m: 1, n, k, format: formatNamed("q4_k"), norm: false, swiglu },
+      ...{ largest: 1, rounded: true },
+    }, device).constants.ROWS;
+  assertEquals([rows(1024, 3072), rows(4096, 1024)], [4, 4]);
+  assertEquals([rows(4096, 4096), rows(4096, 12288)], [2, 2]);
+  assertEquals([rows(6144, 1024, true), rows(24576, 4096, true)], [4, 4]);
+  assertEquals([rows(151936, 1024), rows(151936, 4096)], [4, 4]); // LM heads
+});
+
 Deno.test("lane groups of gemvInt8 share rows, so that each lane holds few elements", () => {
   for (const k of [64, 1024, 4096, 25600]) {
     for (const device of DEVICES.filter((one) => one.subgroupSize >= 8)) {
