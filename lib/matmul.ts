@@ -5,6 +5,7 @@
  */
 import { batchedGemm as batchedGemmKernel } from "../kernels/batched_gemm.ts";
 import { gemm as gemmKernel } from "../kernels/gemm.ts";
+import { gemmMatrix } from "../kernels/gemm_matrix.ts";
 import { gemv as gemvKernel } from "../kernels/gemv.ts";
 import { gemvRows } from "../kernels/gemv_rows.ts";
 import { gemvColumns } from "../kernels/gemv_columns.ts";
@@ -67,7 +68,7 @@ export function gemm(
   b: Tensor,
   options: MatmulOptions = {},
 ): Tensor {
-  return multiply("run gemm", a, b, options, ["gemm"]);
+  return multiply("run gemm", a, b, options, ["gemm", "gemmMatrix"]);
 }
 
 /**
@@ -127,6 +128,7 @@ function multiply(
   const choice = chooseMatmul(a.shape, b.shape, gpu, {
     transposeB,
     dtype: matrix.dtype,
+    halves: a.dtype === "f16" && b.dtype === "f16",
     kernels,
   });
   onChoice?.(choice);
@@ -148,8 +150,9 @@ function multiply(
     plan.add(gemvColumns, { x: a.view(m, k), b, y: c.view(m, n) }, {
       constants,
     });
-  } else if (kernel === "gemm") {
-    plan.add(gemmKernel, { a, b, c }, { constants, uniforms });
+  } else if (kernel === "gemm" || kernel === "gemmMatrix") {
+    const tiled = kernel === "gemm" ? gemmKernel : gemmMatrix;
+    plan.add(tiled, { a, b, c }, { constants, uniforms });
   } else {
     plan.add(batchedGemmKernel, { a, b, c }, { constants, uniforms });
   }

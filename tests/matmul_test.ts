@@ -6,6 +6,7 @@ import { openDevice } from "../lib/device/open_device.ts";
 import { batchedGemm, gemm, gemv, matmul } from "../lib/matmul.ts";
 import { Tensor } from "../lib/webgpu/tensor.ts";
 import { gpuTest, type Trial } from "./support/gpu.ts";
+import { matrixTest } from "./support/subgroup_matrices.ts";
 import {
   assertSums,
   type Expected,
@@ -135,15 +136,38 @@ gpuTest(
   },
 );
 
+matrixTest("matmul of f16 uses tensor cores", async (trial) => {
+  const rows = (m: number, k: number, transposeB = true): Product => ({
+    ...{ a: [m, k], b: transposeB ? [37, k] : [k, 37], transposeB },
+    ...{ kernel: "gemmMatrix", shape: [m, 37] },
+  });
+  const used = async (product: Product, types: [Dtype, Dtype]) => {
+    const { choices } = await multiply(trial, product, types, matmul);
+    return choices[0].kernel;
+  };
+  assertEquals(await used(rows(41, 72), ["f16", "f16"]), "gemmMatrix");
+  assertEquals(await used(rows(33, 1024), ["f16", "f16"]), "gemmMatrix");
+  assertEquals(await used(rows(41, 72), ["f32", "f16"]), "gemm");
+  assertEquals(await used(rows(41, 72), ["f16", "bf16"]), "gemm");
+  assertEquals(await used(rows(41, 76), ["f16", "f16"]), "gemm");
+  assertEquals(await used(rows(41, 72, false), ["f16", "f16"]), "gemm");
+});
+
 gpuTest(
   "gemm, batchedGemm and gemv multiply their own shapes",
   async (_, trial) => {
     for (const product of PRODUCTS) {
       if (isLarge(product)) continue;
-      const own =
-        { gemm, batchedGemm, gemv, gemvRows: gemv, gemvColumns: gemv }[
-          product.kernel!
-        ];
+      const own = {
+        gemm,
+        gemmMatrix: gemm,
+        batchedGemm,
+        gemv,
+        gemvRows: gemv,
+        gemvColumns: gemv,
+      }[
+        product.kernel!
+      ];
       for (const types of typesOf(product)) {
         await multiply(trial, product, types, own);
       }

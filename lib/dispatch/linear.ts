@@ -555,13 +555,13 @@ function chooseTensorCores(
 ): LinearChoice | undefined {
   const choice = chooseMatrices(shape, device);
   if (typeof choice !== "object") return undefined;
-  const { constants, headroom, splits, tuned } = choice;
+  const { constants, headroom, splits, origin } = choice;
   const reasons = [
     `${shape.m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`,
     "tensor cores multiply f16, rows scaled into range, and sum in f32",
   ];
   if (splits > 1) reasons.push(`${splits} splits of k to fill the GPU`);
-  reasons.push(tuned ? "tuned for this adapter" : "tiles not measured");
+  reasons.push(origin);
   return {
     kernel: "gemmMatrix",
     constants,

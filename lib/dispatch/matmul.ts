@@ -10,6 +10,7 @@ import type { Dtype } from "../dtype.ts";
 import { listed, OptionError, quoted } from "../errors.ts";
 import { chooseLinear } from "./linear.ts";
 import { tileFor } from "./defaults.ts";
+import { chooseMatrices, LARGEST_HALF } from "./matrices.ts";
 
 /**
  * Maximum rows that gemvColumns multiplies in one pass over the matrix: it keeps a vec4
@@ -24,6 +25,7 @@ export type MatmulKernel =
   | "gemvRows"
   | "gemvColumns"
   | "gemm"
+  | "gemmMatrix"
   | "batchedGemm";
 
 /** The kernel that runs a matmul, or the reason why none can. */
@@ -65,12 +67,14 @@ export function chooseMatmul(
     transposeB?: boolean;
     /** Element type of the matrix that gemv reads: `b`, or `a` in `[m, k] × [k]`. */
     dtype?: Dtype;
+    /** Whether both are f16: tensor cores multiply that without rounding it. */
+    halves?: boolean;
     /** The kernels to choose from; all by default. */
     kernels?: readonly MatmulKernel[];
   } = {},
 ): MatmulChoice {
-  requireNames(options, ["transposeB", "dtype", "kernels"]);
-  const { transposeB = false, dtype = "f32", kernels } = options;
+  requireNames(options, ["transposeB", "dtype", "halves", "kernels"]);
+  const { transposeB = false, dtype = "f32", halves, kernels } = options;
   const refuse = (why: string): MatmulChoice => ({
     kernel: undefined,
     reason: `[${a.join(", ")}] × [${b.join(", ")}]${
@@ -81,7 +85,7 @@ export function chooseMatmul(
   if (typeof sizes === "string") return refuse(sizes);
   const { m, n, k } = sizes;
   const shape = b.length === 1 ? [m] : [...a.slice(0, -1), n];
-  const able = candidatesFor(a, b, { ...sizes, dtype }, device);
+  const able = candidatesFor(a, b, { ...sizes, dtype, halves }, device);
   const found = able.find(({ kernel }) => !kernels || kernels.includes(kernel));
   if (!found) {
     return refuse(
@@ -154,7 +158,10 @@ interface Able {
 function candidatesFor(
   a: readonly number[],
   b: readonly number[],
-  { m, n, k, byColumn, dtype }: Sizes & { dtype: Dtype },
+  { m, n, k, byColumn, dtype, halves = false }: Sizes & {
+    dtype: Dtype;
+    halves?: boolean;
+  },
   device: Capabilities,
 ): Able[] {
   const rows = m === 1 ? "1 row" : `${m} rows`;
@@ -188,6 +195,19 @@ function candidatesFor(
     });
   } else if (!byColumn && m <= few) {
     able.push({ kernel: "gemvColumns", constants: { M: m }, reason: once });
+  }
+  const matrices = a.length === 2 && b.length === 2 && m > few && byColumn &&
+    halves && chooseMatrices(
+      { m, n, k, format, norm: false, swiglu: false, largest: LARGEST_HALF },
+      device,
+    );
+  if (typeof matrices === "object") {
+    able.push({
+      kernel: "gemmMatrix",
+      constants: { ...matrices.constants, SCALED: 0, SPLITS: 1 },
+      reason:
+        `${rows}: more than ${few}, tensor cores multiply f16 and sum in f32`,
+    });
   }
   if (a.length === 2 && b.length === 2) {
     able.push({

@@ -870,7 +870,7 @@ Deno.test("chooseMatmul picks a kernel by shape, or says why none does", () => {
   assertThrows(
     () => chooseMatmul([9, 8], [5, 8], device, mistyped),
     OptionError,
-    "Cannot choose a kernel: the option transposed is unknown, must be transposeB, dtype, kernels",
+    "Cannot choose a kernel: the option transposed is unknown, must be transposeB, dtype, halves, kernels",
   );
 });
 

@@ -42,7 +42,7 @@ Deno.test("tensor cores that multiply f16 with sums in f32 run many rows", () =>
   ]);
   assertEquals(
     choice.reason,
-    "512 rows: more than 32, tiles reuse the matrix; tensor cores multiply f16, rows scaled into range, and sum in f32; tiles not measured",
+    "512 rows: more than 32, tiles reuse the matrix; tensor cores multiply f16, rows scaled into range, and sum in f32; tile not measured",
   );
   const { BM, BN, BK } = choice.constants;
   assertEquals({ ...MATRIX_TILES.small, BM, BN, BK }, MATRIX_TILES.small);
@@ -155,7 +155,7 @@ Deno.test("tuned tiles replace chosen ones", () => {
   assertEquals({ ...choice.constants, ...tile }, choice.constants);
   assert(choice.reason.endsWith("; tuned for this adapter"), choice.reason);
   const other = chooseLinear({ ...layer, m: 200 }, { ...device, tuned });
-  assert(other.reason.endsWith("; tiles not measured"));
+  assert(other.reason.endsWith("; tile not measured"));
 });
 
 Deno.test("prefill attention takes tensor cores where a tile fits", () => {
