@@ -19,6 +19,7 @@ import {
   roundedSizes,
   STEP_OF_REST,
 } from "./rounded_row.ts";
+import { ofSecond, withSecond } from "./second_part.ts";
 
 /** Formats whose quants are integers. */
 export const INTEGERS = BLOCKS.filter((name) => formatNamed(name).integers);
@@ -283,12 +284,8 @@ function setsOf(
   return Math.max(1, Math.floor(sets));
 }
 
-/** Code as for the second part of a matrix, in another format. */
-const ofSecond = (code: string): string =>
-  code
-    .replaceAll(/\bw_(?=words|Words|row|factors|scale|min|bytes)/g, "v_")
-    .replaceAll(/\b(GROUPS|GROUP_BLOCKS|OFFSET|MIN)\b/g, "V_$1")
-    .replaceAll(/\bu\.n\b/g, "u.nv");
+/** What depends on the format of a part. */
+const QUANTS = ["GROUPS", "GROUP_BLOCKS", "OFFSET", "MIN"];
 
 /** What kernels know about the quants of a format, whose loads have `unit` elements. */
 function deriveQuants(format: string, unit: number, prefix = ""): Constants {
@@ -478,7 +475,7 @@ ${SQUARED}  let once = min(u.n, 1u);
       first -= count * RESULTS;
       y_first += width;
       width = u.nv;
-      ${ofSecond(PART)}
+      ${ofSecond(PART, QUANTS)}
     }
   } @else {${PART}
   }
@@ -496,23 +493,15 @@ fn w_row(first: u32, i: u32) -> u32 {
 
 /** What a dispatch computes and moves, with both parts of a matrix. */
 function costOf(call: CostCall): Cost[] {
-  const { constants, k, dispatch: { dims: { nv = 0 } } } = call;
-  return linearCost(call, "x", "w").map((cost) => {
-    if (!constants.ROUNDED) return cost;
-    const second = constants.TWO ? nv * k : 0,
-      { w, v } = {
-        w: call.dtype("w"),
-        v: call.dtype("v"),
-      };
-    return {
-      ...cost,
-      shape: `[1, ${k}] × [${k}, ${call.n + nv}]`,
-      dtypes: `2 × i8 × ${second ? `${w}, ${v}` : w} → f32`,
-      flops: cost.flops + 2 * second,
-      bytes: cost.bytes - k * (4 - 2.5) +
-        (second ? second * call.size("v") + 4 * nv : 0),
-    };
-  });
+  const { constants, k } = call;
+  const costs = linearCost(call, "x", "w");
+  if (!constants.ROUNDED) return costs;
+  const rounded = costs.map((cost) => ({
+    ...cost,
+    dtypes: `2 × i8 × ${call.dtype("w")} → f32`,
+    bytes: cost.bytes - k * (4 - 2.5),
+  }));
+  return withSecond(call, rounded);
 }
 
 /**

@@ -8,9 +8,9 @@ import { type Capabilities, laneConstants } from "./capabilities.ts";
 import { defaultsFor, tileFor } from "./defaults.ts";
 import { expertKey } from "./keys.ts";
 import {
-  canBind,
   headroomOf,
   integerConstants,
+  mostBuffers,
   multipliesIntegers,
   origin,
   roundsFor,
@@ -184,7 +184,7 @@ function chooseIntegers(
     ...{ norm: false, swiglu, rounded },
   };
   const leaves = m === 1 && roundsFor(one, device) &&
-    (swiglu || canBind(format.planes(k).length + ADD_BUFFERS, device));
+    (swiglu || format.planes(k).length + ADD_BUFFERS <= mostBuffers(device));
   // The experts of a row make one long row.
   const all = sums
     ? { ...one, n: m * n, k: used * k }

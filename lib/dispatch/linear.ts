@@ -177,32 +177,44 @@ const LEAST_ROUNDED = 1e7, LEAST_PRODUCTS = 1.2e8;
 const isRounded = ({ m, n, k }: LinearShape) =>
   n * k >= LEAST_ROUNDED || m * n * k >= LEAST_PRODUCTS;
 
+/** Whether a kernel takes the next part of a matrix along, and why, worded to follow a reason. */
+type Both = Readonly<{ two: boolean; reason: string }>;
+
+/** The next part, if there is one, in a dispatch of its own. */
+const apart = (other: LinearShape["other"], why: string): Both => ({
+  two: false,
+  reason: other
+    ? `, apart from its next part, in ${other.format.name}: ${why}`
+    : "",
+});
+
 /**
- * Whether a kernel for a few rows takes the next part of the matrix along, which is in another
- * format, and why not: a dispatch less. It binds the planes of both parts, and `buffers` more.
+ * Whether a kernel takes the next part of the matrix along, which is in another format: a
+ * dispatch less. It binds the planes of both parts, and `buffers` more.
  */
 function bothParts(
   { k, format, other, largest }: LinearShape,
   kernel: { integers: boolean; buffers: number },
   device: Capabilities,
-): { two: boolean; reason: string } {
-  if (!other) return { two: false, reason: "" };
-  const [own, { name }] = [format, other.format];
+): Both {
+  if (!other) return apart(other, "");
+  const own = format;
   const planes = [own, other.format].flatMap((one) => one.planes(k)).length;
   const buffers = planes + kernel.buffers;
-  const most = device.limits.maxStorageBuffersPerShaderStage ?? MOST_BUFFERS;
   const [unit] = own.loads, [otherUnit] = other.format.loads;
-  const apart = kernel.integers &&
+  const why = kernel.integers &&
       !multipliesIntegers({ k, format: other.format, largest }, device)
     ? "its quants do not multiply as integers"
     : kernel.integers && unit !== otherUnit
     ? `lanes take ${otherUnit} elements of it, and ${unit} of this one`
-    : buffers > most
-    ? `both bind ${buffers} storage buffers, the adapter allows ${most}`
+    : buffers > mostBuffers(device)
+    ? `both bind ${buffers} storage buffers, the adapter allows ${
+      mostBuffers(device)
+    }`
     : undefined;
-  return apart
-    ? { two: false, reason: `, apart from its next part, in ${name}: ${apart}` }
-    : { two: true, reason: `, with its next part, in ${name}` };
+  return why
+    ? apart(other, why)
+    : { two: true, reason: `, with its next part, in ${other.format.name}` };
 }
 
 /** `shape` with the rows of the next part, if the kernel takes both. */
@@ -211,7 +223,7 @@ const withOther = (shape: LinearShape, two: boolean): LinearShape =>
 
 function chooseFewIntegers(
   shape: LinearShape,
-  both: ReturnType<typeof bothParts>,
+  both: Both,
   device: Capabilities,
 ): LinearChoice {
   const { m, n, k, format } = withOther(shape, both.two);
@@ -393,55 +405,39 @@ export function roundsFor(
   );
 }
 
-/** Whether a kernel can bind so many storage buffers; 8 if the device does not say. */
-export const canBind = (
-  buffers: number,
+/** Storage buffers that a kernel can bind; 8 if the device does not say. */
+export const mostBuffers = (
   { limits: { maxStorageBuffersPerShaderStage: most = 8 } }: Capabilities,
-): boolean => buffers <= most;
-
-/**
- * Whether one kernel takes two parts of a matrix, which are in different formats: those that
- * read a rounded row have buffers left for both.
- */
-function takesBoth(
-  { k, format, other, rounded, largest, next, swiglu }: LinearShape,
-  device: Capabilities,
-): boolean {
-  if (!other || !rounded || next || swiglu) return false;
-  const planes = [format, other.format].flatMap((one) => one.planes(k));
-  return other.format.loads[0] === format.loads[0] &&
-    multipliesIntegers({ k, format: other.format, largest }, device) &&
-    canBind(planes.length + 2, device);
-}
+): number => most;
 
 function chooseIntegers(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
-  const leaves = roundsFor(shape, device), two = takesBoth(shape, device);
-  const { n, other, norm, rounded } = shape;
+  const { norm, other, rounded } = shape, leaves = roundsFor(shape, device);
+  const both = rounded
+    ? bothParts(shape, { integers: true, buffers: 2 }, device)
+    : apart(other, "no kernel before rounded its row");
   const tuned = device.tuned?.get(linearKey("gemvInt8", shape));
-  const all = two ? { ...shape, n: n + other!.n } : shape;
   return {
     kernel: "gemvInt8",
     constants: {
-      ...integerConstants(all, leaves, device),
-      TWO: two ? 1 : 0,
+      ...integerConstants(withOther(shape, both.two), leaves, device),
+      TWO: both.two ? 1 : 0,
       EPILOGUE: epilogueOf(shape),
       NORM: norm ? 1 : 0,
       ...tuned,
     },
     fusedNorm: norm,
     leaves,
-    two,
+    two: both.two,
     splits: 1,
-    reason: `1 row: the matrix is read once${
-      two ? ` with the next part, in ${other!.format.name}` : ""
-    }, and its quants multiply as integers, by a row rounded to 15 bits${
-      rounded ? " by the kernel before" : ""
-    }${leaves ? "; it rounds its results for the next kernel" : ""}; ${
-      origin(tuned, defaultsFor(device))
-    }`,
+    reason:
+      `1 row: the matrix is read once${both.reason}, and its quants multiply as integers, by a row rounded to 15 bits${
+        rounded ? " by the kernel before" : ""
+      }${leaves ? "; it rounds its results for the next kernel" : ""}; ${
+        origin(tuned, defaultsFor(device))
+      }`,
   };
 }
 
