@@ -141,7 +141,7 @@ fn largest(v: vec4f) -> f32 {
 fn quantized(v: vec4f, most: f32) -> u32 {
   let scale = most / 127.0;
   let x = v * select(0.0, 1.0 / scale, scale > 0.0);
-  return pack4xI8(vec4i(sign(x) * floor(abs(x) + 0.5)));
+  return pack4xI8(vec4i(x + select(vec4f(-0.5), vec4f(0.5), x >= vec4f())));
 }
 fn scales_word(most: f32, next: f32) -> u32 { return pack2x16float(vec2f(most, next) / 127.0); }
 }

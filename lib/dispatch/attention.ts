@@ -97,6 +97,13 @@ export const AHEAD_BUFFERS = 10;
 /** Storage buffers that it binds if it rounds its row. */
 const LEAVING_BUFFERS = 9;
 
+/**
+ * Maximum bytes of the matrices that are read ahead, in part. That paid for those of 0.6B, 19
+ * MB ("Reading ahead"), and cost 2 % for those of 8B, 302 MB ("Reading ahead: not for an 8B");
+ * what is in between was not measured. This is about the cache of an H200.
+ */
+const MOST_AHEAD_BYTES = 48 << 20;
+
 /** Elements that share a scale in a rounded row. */
 const ROUNDED_BLOCK = 16;
 
@@ -110,6 +117,8 @@ interface DecodeShape {
   cache?: CacheDtype;
   /** The matrix that multiplies the result, and its row's elements. */
   next?: NextShape & { k: number };
+  /** Bytes of the matrices that are read after that one. */
+  bytesAfter?: number;
 }
 
 /** The constant of attention's kernels that says how keys and values are stored. */
@@ -122,14 +131,20 @@ export function chooseDecodeAttention(
   shape: DecodeShape,
   device: Capabilities,
 ): DecodeAttentionChoice[] {
-  const { headDim, group, rows = 1, cache } = shape;
+  const { headDim, group, rows = 1, cache, bytesAfter = 0 } = shape;
   const defaults = defaultsFor(device);
   const { adapterClass = "other", vulkan = false } = device;
   const merges = vulkan && DEVICE_BARRIERS.includes(adapterClass);
   const rounding = roundsAttended(shape, merges, device);
   const leaves = rounding === true;
   const { maxStorageBuffersPerShaderStage: buffers = Infinity } = device.limits;
-  const aheadFits = buffers >= AHEAD_BUFFERS;
+  const notAhead = leaves || rows >= MANY_SEQUENCES
+    ? ""
+    : buffers < AHEAD_BUFFERS
+    ? `that binds ${AHEAD_BUFFERS} storage buffers, the device allows ${buffers}`
+    : bytesAfter > MOST_AHEAD_BYTES
+    ? `the next matrices have ${bytesAfter} bytes, it pays up to ${MOST_AHEAD_BYTES}`
+    : undefined;
   return CONTEXT_CLASSES.map((context, i) => {
     const from = beginsAt(context, rows);
     const to = beginsAt(CONTEXT_CLASSES.at(i + 1), rows);
@@ -148,7 +163,7 @@ export function chooseDecodeAttention(
       shares,
       merges,
       leaves,
-      ahead: fetch && aheadFits && !leaves && rows < MANY_SEQUENCES
+      ahead: fetch && notAhead === undefined
         ? { FETCHERS: fetch.workgroups, AHEAD: fetch.bytes / 16 }
         : undefined,
       splits: (length) =>
@@ -161,11 +176,7 @@ export function chooseDecodeAttention(
         to === Infinity ? `${from} keys or more` : `under ${to} keys`
       }: norm, RoPE, append and attention in one dispatch${
         merges ? ", merge included: storage barriers reach all workgroups" : ""
-      }${
-        fetch && !aheadFits && !leaves
-          ? `; nothing is read ahead: that binds ${AHEAD_BUFFERS} storage buffers, the device allows ${buffers}`
-          : ""
-      }${
+      }${fetch && notAhead ? `; nothing is read ahead: ${notAhead}` : ""}${
         leaves
           ? "; it rounds its results for the next kernel, and reads nothing ahead, which made steps by quantised blocks slower"
           : rounding

@@ -138,6 +138,11 @@ interface ExpertCall {
   next?: Next;
 }
 
+/** Bytes of matrices on the device. */
+const bytesOf = (matrices: readonly Matrix<Tensor>[]): number =>
+  matrices.flatMap(({ parts }) => parts.flatMap(({ planes }) => planes))
+    .reduce((sum, { bytes }) => sum + bytes, 0);
+
 /** What kernels before it need to know about a matrix. */
 const nextShape = ({ parts, largest }: Matrix<Tensor>): NextShape => ({
   formats: parts.map(({ format }) => format),
@@ -479,6 +484,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const choices = chooseDecodeAttention({
       ...{ headDim, group, rows, cache: cache.dtype },
       next: oProj && { ...nextShape(oProj), k: width },
+      bytesAfter: bytesOf(others),
     }, this.gpu);
     const y = this.#rows("attention", 1, all * width).view(all, width);
     this.#ahead.delete(y.buffer);

@@ -5,6 +5,7 @@ import { f32 } from "../../lib/formats/f32.ts";
 import {
   assert,
   assertEquals,
+  assertMatch,
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
@@ -726,6 +727,12 @@ Deno.test("matrices are prefetched only where the cache has room for them", () =
   assertEquals(ahead("NVIDIA H200"), [32, 128, 0]);
   assertEquals(ahead("NVIDIA GeForce RTX 3060"), [0, 0, 0]);
   assertEquals(ahead("NVIDIA H200", 16), [0, 0, 0]); // many sequences keep the memory busy
+  const heads = { headDim: 128, group: 4 };
+  const [small, large] = [19e6, 302e6].map((bytesAfter) =>
+    chooseDecodeAttention({ ...heads, bytesAfter }, device("NVIDIA H200"))[0]
+  );
+  assert(small.ahead && !large.ahead);
+  assertMatch(large.reason, /nothing is read ahead: .* 302000000 bytes/);
 });
 
 Deno.test("quantised blocks have constants of their own where they were measured", () => {
