@@ -160,18 +160,22 @@ export function walkTuning(
         target.n,
         units,
       );
+      const plain = needs(target, { ...given, STEPS: 1 }, device);
       return {
-        ...needs(target, { ...given, STEPS: 1 }, device),
+        ...plain,
         bytes: 4 * (ROOM + SHARES),
-        problem: !SUBGROUPS
-          ? "lanes must exchange values"
-          : WORKGROUP > units
-          ? `WORKGROUP is ${WORKGROUP}, must be at most the ${units} loads of a row`
-          : target.swiglu && ROWS % 2
-          ? `ROWS is ${ROWS}, must be even: gates and what they gate are summed together`
-          : loads > MOST_LOADS
-          ? `${loads} loads in flight, at most ${MOST_LOADS} fit registers with those that follow`
-          : undefined,
+        problem: plain.problem ??
+          (device.adapterClass === "software"
+            ? "WALKERS must be 1: each lane has rows of its own here"
+            : !SUBGROUPS
+            ? "WALKERS must be 1: lanes do not exchange values"
+            : target.k % target.format.loads[0]
+            ? `WALKERS must be 1: rows of ${target.k} are not whole loads`
+            : WORKGROUP > units
+            ? `WORKGROUP is ${WORKGROUP}, must be at most the ${units} loads of a row`
+            : loads > MOST_LOADS
+            ? `${loads} loads in flight, at most ${MOST_LOADS} fit registers with those that follow`
+            : undefined),
       };
     },
   };

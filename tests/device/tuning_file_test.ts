@@ -67,7 +67,7 @@ const measured = (constants: TunedEntry["constants"]): TunedEntry => ({
   model: "test",
 });
 const ENTRIES = new Map([
-  [GEMV, measured({ WORKGROUP: 64, ROWS: 4, STEPS: 2 })],
+  [GEMV, measured({ WORKGROUP: 64, ROWS: 4, STEPS: 2, WALKERS: 1 })],
   [GEMM, measured({ BM: 64, BN: 64, BK: 32, TM: 8, TN: 4 })],
   [
     ATTEND,
@@ -342,7 +342,7 @@ gpuTest(
     await inFolder(async () => {
       using first = await openDevice();
       const key = linearKey("gemv", SHAPE);
-      const constants = { WORKGROUP: 64, ROWS: 2, STEPS: 4 };
+      const constants = { WORKGROUP: 64, ROWS: 2, STEPS: 4, WALKERS: 1 };
       const { path } = await saveTuning(
         first,
         new Map([[key, measured(constants)]]),

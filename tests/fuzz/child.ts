@@ -54,7 +54,7 @@ const device = (): TunedDevice => ({
 async function tuningText(): Promise<string> {
   const shape = { m: 1, n: 4096, k: 1024, norm: true, swiglu: false };
   const entry = {
-    constants: { WORKGROUP: 64, ROWS: 4, STEPS: 2 },
+    constants: { WORKGROUP: 64, ROWS: 4, STEPS: 2, WALKERS: 1 },
     ...{ gain: 0.05, spread: 0.01, model: "fuzz" },
   };
   const key = linearKey("gemv", { ...shape, format: bf16 });

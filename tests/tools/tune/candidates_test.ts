@@ -36,8 +36,24 @@ const DEVICES = [
 
 for (
   const [key, now] of [
-    ["gemv bf16 1 4096 1024", { WORKGROUP: 128, ROWS: 2, STEPS: 4 }],
-    ["gemv f32 swiglu 1 100 45", { WORKGROUP: 128, ROWS: 4, STEPS: 4 }],
+    ["gemv bf16 1 4096 1024", {
+      WORKGROUP: 128,
+      ROWS: 2,
+      STEPS: 4,
+      WALKERS: 1,
+    }],
+    ["gemv bf16 1 4096 4096", {
+      WORKGROUP: 256,
+      ROWS: 2,
+      STEPS: 1,
+      WALKERS: 528,
+    }],
+    ["gemv f32 swiglu 1 100 45", {
+      WORKGROUP: 128,
+      ROWS: 4,
+      STEPS: 4,
+      WALKERS: 1,
+    }],
     ["gemm bf16 512 4096 1024", { BM: 64, BN: 64, BK: 16, TM: 4, TN: 8 }],
     ["gemm bf16 swiglu half 64 6144 1024", {
       BM: 64,
@@ -117,15 +133,38 @@ Deno.test("constants that cannot run are refused with the reason", () => {
     const [key, constants, why] of [
       [
         gemv,
-        { WORKGROUP: 512, ROWS: 1, STEPS: 1 },
+        { WORKGROUP: 512, ROWS: 1, STEPS: 1, WALKERS: 1 },
         /512 threads, must be at most 256/,
       ],
-      [gemv, { WORKGROUP: 96, ROWS: 1, STEPS: 1 }, /must be a power of 2/],
-      [gemv, { WORKGROUP: 64, ROWS: 8, STEPS: 16 }, /128 loads in flight/],
+      [
+        gemv,
+        { WORKGROUP: 96, ROWS: 1, STEPS: 1, WALKERS: 1 },
+        /must be a power of 2/,
+      ],
+      [
+        gemv,
+        { WORKGROUP: 64, ROWS: 8, STEPS: 16, WALKERS: 1 },
+        /128 loads in flight/,
+      ],
+      [
+        gemv,
+        { WORKGROUP: 256, ROWS: 1, STEPS: 1, WALKERS: 132 },
+        /at most the 128 loads of a row/,
+      ],
+      [
+        gemv,
+        { WORKGROUP: 32, ROWS: 8, STEPS: 1, WALKERS: 132 },
+        /32 loads in flight, at most 16/,
+      ],
+      [
+        gemv,
+        { WORKGROUP: 96, ROWS: 1, STEPS: 1, WALKERS: 132 },
+        /must be a power of 2/,
+      ],
       [gemv, { WORKGROUP: 64, ROWS: 1 }, /STEPS is missing, must be/],
       [
         "gemv bf16 swiglu 1 4096 1024",
-        { WORKGROUP: 64, ROWS: 1, STEPS: 1 },
+        { WORKGROUP: 64, ROWS: 1, STEPS: 1, WALKERS: 132 },
         /ROWS is 1, must be even/,
       ],
       [
