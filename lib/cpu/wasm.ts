@@ -51,7 +51,7 @@ const ALONE = 1 << 18;
 const CHUNK_BYTES = 1 << 17;
 /**
  * The most rows of x in a job, so that its work space stays in the cache. Not measured:
- * twice ROW_BLOCK of jobs.ts.
+ * one and a half ROW_BLOCK of jobs.ts.
  */
 const MATMUL_ROWS = 192;
 /**
