@@ -2,10 +2,9 @@
  * Matmuls and prefill attention by tensor cores, through Dawn: checks the kernels' cases on
  * this GPU, then times Linear layers of Qwen3-0.6B and 8B in every tile, and attention.
  *
- *   deno run -A bench/matrix_tiles.ts [SECONDS [checked]]
+ *   deno run -A bench/matrix_tiles.ts [SECONDS]
  *
- * After so many seconds no further row begins. `checked` keeps Dawn's checks of indices.
- * Prints TFLOP/s.
+ * After so many seconds no further row begins. Prints TFLOP/s.
  */
 import { attendPrefillF16 } from "../kernels/attend_prefill_f16.ts";
 import { attendPrefillMatrix } from "../kernels/attend_prefill_matrix.ts";
@@ -94,10 +93,9 @@ function* shapes(): Generator<LinearShape> {
   yield shape(64, LARGE[2]);
 }
 
-const [seconds = "600", checks] = Deno.args;
+const [seconds = "600"] = Deno.args;
 const late = () => performance.now() > 1000 * Number(seconds);
-const boundsChecks = checks === "checked";
-const gpu = await openDevice({ webgpu: "dawn", boundsChecks });
+const gpu = await openDevice({ webgpu: "dawn" });
 /** The choices for one tile, whatever was measured before. */
 const as = (tile?: MatrixTile) => ({
   ...gpu,
@@ -107,9 +105,7 @@ const as = (tile?: MatrixTile) => ({
 });
 
 console.log(
-  `${gpu.name}; Dawn with${
-    boundsChecks ? "" : "out"
-  } bounds checks; ${gpu.limits.maxComputeWorkgroupStorageSize} bytes of workgroup memory`,
+  `${gpu.name}, Dawn; ${gpu.limits.maxComputeWorkgroupStorageSize} bytes of workgroup memory`,
 );
 if (!await checkAll(gpu)) Deno.exit(1);
 for (const [heads, kvHeads] of [[16, 8], [32, 8]]) {

@@ -117,7 +117,6 @@ const KINDS: Readonly<Record<keyof Qwen3Options, OptionKind>> = {
   signal: "signal",
   webgpu: "text",
   adapter: "text",
-  boundsChecks: "flag",
   gpu: "gpu",
   debug: "flag",
 };
@@ -173,7 +172,6 @@ export function checkLoading(
   // Here null is not absent.
   return {
     ...given,
-    boundsChecks: given.boundsChecks ?? (debug || undefined),
     onNotice: options.onNotice === undefined ? warn : given.onNotice,
   };
 }

@@ -75,20 +75,14 @@ export const DEVICE_FLAGS: FlagTable = {
     "of several GPUs, the one of high performance or of low power: high or low",
     "high",
   ],
-  "bounds-checks": [
-    "switch",
-    "check every index of a kernel as it runs; dawn is much faster without",
-    "off with dawn",
-  ],
 };
 
 /** Reads {@linkcode DEVICE_FLAGS}. */
 export const deviceOptions = (
   flags: Flags,
-): Pick<Qwen3Options, "webgpu" | "adapter" | "boundsChecks"> => ({
+): Pick<Qwen3Options, "webgpu" | "adapter"> => ({
   webgpu: flags.oneOf("webgpu", WEBGPU_NAMES),
   adapter: flags.oneOf("adapter", ADAPTER_NAMES),
-  boundsChecks: flags.on("bounds-checks"),
 });
 
 /** The flag of tasks that run a model on the CPU path. */

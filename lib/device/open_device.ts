@@ -27,7 +27,6 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Gpu> {
   const given = givenOptions(cannot, options, {
     webgpu: "text",
     adapter: "text",
-    boundsChecks: "flag",
     gpu: "gpu",
   });
   checkImplementation(cannot, given);

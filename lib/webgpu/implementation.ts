@@ -20,12 +20,6 @@ export interface DeviceOptions {
   webgpu?: WebGpuName;
   /** Of several GPUs, the one of `high` performance, the default, or of `low` power. */
   adapter?: AdapterName;
-  /**
-   * Whether `dawn` checks every index of a kernel as it runs. Off by default, because
-   * matrices are multiplied up to five times as fast without, and tests show that the kernels
-   * stay in their buffers; on with `debug`. Other implementations always check.
-   */
-  boundsChecks?: boolean;
   /** Any other WebGPU implementation. */
   gpu?: GPU;
 }
@@ -51,10 +45,12 @@ export interface Implementation {
 /** The version of npm's `webgpu` that the kernels were tested with. */
 const DAWN_VERSION = "0.6.2";
 
-/** A setting of Dawn that differs from its default, and why. */
-type Toggle = [name: string, value: "enabled" | "disabled", reason: string];
-
-const TOGGLES: readonly Toggle[] = [
+/** Settings of Dawn that differ from its defaults, and why. */
+const TOGGLES: readonly [
+  name: string,
+  value: "enabled" | "disabled",
+  reason: string,
+][] = [
   ["allow_unsafe_apis", "enabled", "it hides matrix units of subgroups"],
   [
     "vulkan_enable_f16_on_nvidia",
@@ -64,20 +60,10 @@ const TOGGLES: readonly Toggle[] = [
   ["timestamp_quantization", "disabled", "it rounds times to 65,536 ns"],
 ];
 
-const UNCHECKED: Toggle = [
-  "disable_robustness",
-  "enabled",
-  "kernels stay in bounds by themselves, matrices are multiplied up to five times as fast",
-];
-
-/** The settings of a Dawn that checks indices or does not. */
-const togglesOf = (boundsChecks: boolean): readonly Toggle[] =>
-  boundsChecks ? TOGGLES : [...TOGGLES, UNCHECKED];
-
 /** The part of `options` that chooses a GPU. */
 export const deviceOptions = (
-  { gpu, webgpu, adapter, boundsChecks }: DeviceOptions,
-): DeviceOptions => ({ gpu, webgpu, adapter, boundsChecks });
+  { gpu, webgpu, adapter }: DeviceOptions,
+): DeviceOptions => ({ gpu, webgpu, adapter });
 
 /**
  * Checks {@linkcode DeviceOptions}; `cannot` is how the error begins.
@@ -88,7 +74,7 @@ export const deviceOptions = (
  */
 export function checkImplementation(
   cannot: string,
-  { gpu, webgpu, adapter, boundsChecks }: DeviceOptions,
+  { gpu, webgpu, adapter }: DeviceOptions,
   device?: DeviceKind,
 ): void {
   if (webgpu !== undefined && !WEBGPU_NAMES.includes(webgpu)) {
@@ -100,14 +86,8 @@ export function checkImplementation(
   if (adapter !== undefined && !ADAPTER_NAMES.includes(adapter)) {
     throw wrongOption(cannot, "adapter", adapter, ADAPTER_NAMES.join(" or "));
   }
-  if (boundsChecks === false && webgpu !== "dawn") {
-    const must = "left out or true unless webgpu is dawn";
-    throw wrongOption(cannot, "boundsChecks", boundsChecks, must);
-  }
   if (device !== "cpu") return;
-  for (
-    const [name, value] of Object.entries({ webgpu, adapter, boundsChecks })
-  ) {
+  for (const [name, value] of Object.entries({ webgpu, adapter })) {
     if (value === undefined) continue;
     throw wrongOption(cannot, name, value, "left out when device is cpu");
   }
@@ -124,7 +104,7 @@ export const powerPreference = (
  * @throws {NoAdapterError} if it is not there or cannot be loaded.
  */
 export async function findImplementation(
-  { gpu, webgpu, boundsChecks }: DeviceOptions,
+  { gpu, webgpu }: DeviceOptions,
 ): Promise<Implementation> {
   const what = "WebGPU", { name, version } = host.runtime;
   const asked = webgpu === undefined ? "the default" : "it was asked for";
@@ -135,20 +115,15 @@ export async function findImplementation(
   }
   if (webgpu === "dawn") {
     const value = `dawn, npm's webgpu ${DAWN_VERSION}`;
-    const toggles = togglesOf(boundsChecks ?? false);
-    const choices = toggles.map(([toggle, value, reason]) => ({
+    const toggles = TOGGLES.map(([toggle, value, reason]) => ({
       what: `Dawn's ${toggle}`,
       value,
       reason,
     }));
-    if (boundsChecks) {
-      const reason = "they were asked for";
-      choices.push({ what: "bounds checks", value: "enabled", reason });
-    }
     return {
-      gpu: await loadDawn(toggles),
+      gpu: await loadDawn(),
       name: "dawn",
-      choices: [{ what, value, reason: asked }, ...choices],
+      choices: [{ what, value, reason: asked }, ...toggles],
     };
   }
   if (webgpu === "deno" && name !== "Deno") {
@@ -172,27 +147,24 @@ export async function findImplementation(
   };
 }
 
-/** Dawn, by its settings, once it is loaded: it must stay referenced while it is used. */
-const loaded = new Map<string, GPU>();
+/** Dawn, once it is loaded: it must stay referenced while it is used. */
+let dawn: GPU | undefined;
 
-async function loadDawn(toggles: readonly Toggle[]): Promise<GPU> {
+async function loadDawn(): Promise<GPU> {
   // No literal: Deno would download the package for everyone who imports this file.
   const specifier = host.runtime.name === "Deno"
     ? `npm:webgpu@${DAWN_VERSION}`
     : "webgpu";
   const named = (wanted: string) =>
-    toggles.filter(([, value]) => value === wanted).map(([name]) => name);
-  const settings = [
-    `enable-dawn-features=${named("enabled")}`,
-    `disable-dawn-features=${named("disabled")}`,
-  ];
+    TOGGLES.filter(([, value]) => value === wanted).map(([name]) => name);
   try {
     const { create }: { create(settings: string[]): GPU } = await import(
       specifier
     );
-    const key = settings.join(), dawn = loaded.get(key) ?? create(settings);
-    loaded.set(key, dawn);
-    return dawn;
+    return dawn ??= create([
+      `enable-dawn-features=${named("enabled")}`,
+      `disable-dawn-features=${named("disabled")}`,
+    ]);
   } catch (error) {
     throw new NoAdapterError(
       `Cannot open a GPU: Dawn cannot be loaded, ${

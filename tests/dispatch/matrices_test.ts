@@ -42,12 +42,16 @@ Deno.test("tensor cores that multiply f16 with sums in f32 run many rows", () =>
   ]);
   assertEquals(
     choice.reason,
-    "512 rows: more than 32, tiles reuse the matrix; tensor cores multiply f16, rows scaled into range, and sum in f32; tile not measured",
+    "512 rows: more than 32, tiles reuse the matrix; tensor cores multiply f16, rows scaled into range, and sum in f32; tile measured on an H200",
   );
-  const { BM, BN, BK } = choice.constants;
-  assertEquals({ ...MATRIX_TILES.small, BM, BN, BK }, MATRIX_TILES.small);
-  const many = chooseLinear({ ...layer, m: 4096 }, device).constants;
-  assertEquals(many.BM, MATRIX_TILES.large.BM);
+  for (
+    const [m, size] of [[64, "small"], [65, "large"], [4096, "large"]] as const
+  ) {
+    const { constants, reason } = chooseLinear({ ...layer, m }, device);
+    const { BM, BN, BK } = constants, tile = MATRIX_TILES[size];
+    assertEquals({ ...tile, BM, BN, BK }, tile);
+    assertEquals(/tile not measured$/.test(reason), size === "small");
+  }
   // Sums in f32 are exact enough for attention's projections.
   const exact = chooseLinear({ ...layer, exact: true }, device);
   assertEquals(exact.kernel, "gemmMatrix");
@@ -155,7 +159,7 @@ Deno.test("tuned tiles replace chosen ones", () => {
   assertEquals({ ...choice.constants, ...tile }, choice.constants);
   assert(choice.reason.endsWith("; tuned for this adapter"), choice.reason);
   const other = chooseLinear({ ...layer, m: 200 }, { ...device, tuned });
-  assert(other.reason.endsWith("; tile not measured"));
+  assert(other.reason.endsWith("; tile measured on an H200"));
 });
 
 Deno.test("prefill attention takes tensor cores where a tile fits", () => {

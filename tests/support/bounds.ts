@@ -10,17 +10,33 @@ const BINDING = 63;
 /** A site, the index and the number of elements. */
 const WORDS = 3;
 
-const CHECK = (sites: number) => /* wgsl */ `
-@group(0) @binding(${BINDING}) var<storage, read_write> outside: array<atomic<u32>, ${WORDS}>;
-fn inside(i: u32, n: u32, site: u32) -> u32 {
-  if (i < n) { return i; }
-  if (atomicMax(&outside[0], ${sites}u + site) == 0u) {
-    atomicStore(&outside[1], i);
-    atomicStore(&outside[2], n);
-  }
-  return 0u;
+// Threads keep the first index outside to themselves until they end: atomics everywhere
+// would take a software renderer minutes to compile.
+const CHECK = /* wgsl */ `
+@group(0) @binding(${BINDING}) var<storage, read_write> first_outside: array<atomic<u32>, ${WORDS}>;
+var<private> kept_outside: vec3u;
+fn checked_index(i: u32, n: u32, site: u32) -> u32 {
+  kept_outside = select(kept_outside, vec3u(site, i, n), i >= n && kept_outside.x == 0u);
+  return select(0u, i, i < n);
 }
 `;
+const ENTRY = /(@compute @workgroup_size\([^)]*\)\s*fn )main(\(.*?\)) \{\n/s;
+
+/** Lets an entry point report what its thread kept. */
+function reporting(code: string, sites: number): string {
+  const [whole, begin, parameters] = ENTRY.exec(code)!;
+  const plain = parameters.replaceAll(/@builtin\(\w+\)\s*/g, "");
+  const names = [...plain.matchAll(/(\w+):/g)].map(([, name]) => name);
+  return code.replace(whole, `fn unchecked_main${plain} {\n`) + /* wgsl */ `
+${begin}main${parameters} {
+  unchecked_main(${names.join(", ")});
+  if (kept_outside.x != 0u && atomicMax(&first_outside[0], ${sites}u + kept_outside.x) == 0u) {
+    atomicStore(&first_outside[1], kept_outside.y);
+    atomicStore(&first_outside[2], kept_outside.z);
+  }
+}
+`;
+}
 
 /** An index of literals, which compilers check in vectors. */
 const CONSTANT = /^[\d\su+*/%()-]+$/;
@@ -82,7 +98,7 @@ export function withChecks(code: string, sites: string[]): string {
   const [, kernel = "a shader"] = /^\/\/ (\w+)/.exec(code) ?? [];
   const checked = (index: string, length: string, shown: string) => {
     const site = sites.push(`${kernel}: ${shown}`) - before + 1;
-    return `inside(u32(${index}), ${length}, ${site}u)`;
+    return `checked_index(u32(${index}), ${length}, ${site}u)`;
   };
   const rewrite = (text: string): string => {
     let out = "", from = 0;
@@ -120,7 +136,7 @@ export function withChecks(code: string, sites: string[]): string {
         )
       }), 0)`,
   );
-  return head + CHECK(before - 1) + rewrite(texels);
+  return head + CHECK + reporting(rewrite(texels), before - 1);
 }
 
 /** A device that checks the indices of its shaders. */

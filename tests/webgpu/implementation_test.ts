@@ -2,11 +2,7 @@ import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { loadQwen3, openDevice } from "../../mod.ts";
 import { OptionError } from "../../lib/errors.ts";
 import { adapterClass, adapterName } from "../../lib/webgpu/adapter.ts";
-import { checkLoading } from "../../lib/place.ts";
-import {
-  type DeviceOptions,
-  findImplementation,
-} from "../../lib/webgpu/implementation.ts";
+import type { DeviceOptions } from "../../lib/webgpu/implementation.ts";
 import { gpuTest } from "../support/gpu.ts";
 import { HARDWARE, NO_ADAPTER, wrapGpu } from "../support/wrapped_gpu.ts";
 
@@ -24,10 +20,6 @@ Deno.test("wrong names of an implementation or adapter are refused", async () =>
       'webgpu is "deno", must be left out when gpu is given',
     ],
     [{ adapter: "fast" as "high" }, 'adapter is "fast", must be high or low'],
-    [
-      { boundsChecks: false },
-      "boundsChecks is false, must be left out or true unless webgpu is dawn",
-    ],
   ];
   for (const [options, message] of refusals) {
     await assertRejects(
@@ -48,31 +40,6 @@ Deno.test("wrong names of an implementation or adapter are refused", async () =>
       OptionError,
       `${name} is "${value}", must be left out when device is cpu`,
     );
-  }
-});
-
-Deno.test("Dawn checks indices only if asked, and says so", async () => {
-  const webgpu = "dawn", toggle = "Dawn's disable_robustness";
-  const found = await Promise.all(
-    [undefined, false, true].map((boundsChecks) =>
-      findImplementation({ webgpu, boundsChecks })
-    ),
-  );
-  const checks = found.map(({ choices }) =>
-    choices.flatMap(({ what, value }) =>
-      [toggle, "bounds checks"].includes(what) ? [`${what}: ${value}`] : []
-    )
-  );
-  assertEquals(checks, [
-    [`${toggle}: enabled`],
-    [`${toggle}: enabled`],
-    ["bounds checks: enabled"],
-  ]);
-  assert(found[0].gpu === found[1].gpu && found[1].gpu !== found[2].gpu);
-  for (const debug of [true, false]) {
-    const given = { device: "gpu", debug } as const;
-    const { boundsChecks } = checkLoading("models/stories-3m", given);
-    assertEquals(boundsChecks, debug || undefined);
   }
 });
 

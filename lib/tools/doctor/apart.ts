@@ -14,7 +14,7 @@ export type News = { starts: string } | Finding;
 /** What is examined on which adapter, as JSON. */
 export type ApartExamination =
   & Examination
-  & Omit<DeviceOptions, "gpu">;
+  & Pick<DeviceOptions, "webgpu" | "adapter">;
 
 /** Kernels take milliseconds to run and at most seconds to compile. */
 const DEADLINE_MS = 60_000;

@@ -101,8 +101,8 @@ export async function doctor(options: DoctorOptions): Promise<DoctorReport> {
     };
     if (options.gpu) await examineDevice(gpu, examination, reporter);
     else {
-      const { gpu: _, ...asked } = deviceOptions(options);
-      await examineApart({ ...examination, ...asked }, reporter);
+      const { webgpu, adapter } = options;
+      await examineApart({ ...examination, webgpu, adapter }, reporter);
     }
   }
   return {

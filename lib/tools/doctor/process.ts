@@ -21,8 +21,9 @@ export const printer: Reporter = {
 };
 
 if (import.meta.main) {
-  const asked: ApartExamination = JSON.parse(Deno.args[0]);
-  const { webgpu, adapter, boundsChecks, ...examination } = asked;
-  using gpu = await openDevice({ webgpu, adapter, boundsChecks });
+  const { webgpu, adapter, ...examination }: ApartExamination = JSON.parse(
+    Deno.args[0],
+  );
+  using gpu = await openDevice({ webgpu, adapter });
   await examineDevice(gpu, examination, printer);
 }
