@@ -235,6 +235,12 @@ gpuTest(
       ...[1, 2, 4, 8].map((ROWS) => ({ ROWS })),
       ...[2, 4].map((SLICES) => ({ SLICES, WORKGROUP: 128 })),
       { ...lanes(gpu, true), LOG_LANES: 2, SLICES: 8 },
+      { ...lanes(gpu, true), STAGED: 1 },
+      { ...lanes(gpu, true), LOG_LANES: 2, STAGED: 1, M: 4 },
+      {
+        ...{ ...lanes(gpu, true), LOG_LANES: 1, APART: 1, STAGED: 1 },
+        ...{ SLICES: 2, WORKGROUP: 64 },
+      },
     ];
     for (const constants of choices) {
       const w = trial.random.pick(INTEGERS);

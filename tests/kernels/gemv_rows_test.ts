@@ -162,6 +162,13 @@ gpuTest(
       ...[2, 4].map((SLICES) => ({ SLICES, WORKGROUP: 128 })),
       ...[2, 4].map((SLICES) => ({ SLICES, ROWS: 2, WORKGROUP: 256 })),
       { ...lanes(gpu, true), LOG_LANES: 2, SLICES: 8 },
+      { ...lanes(gpu, true), STAGED: 1, M: 4, STEPS: 3 },
+      { ...lanes(gpu, true), LOG_LANES: 2, APART: 1 },
+      { ...lanes(gpu, true), LOG_LANES: 2, STAGED: 1, STEPS: 2 },
+      {
+        ...{ ...lanes(gpu, true), LOG_LANES: 1, APART: 2, STAGED: 1 },
+        ...{ SLICES: 4, WORKGROUP: 64, STEPS: 2 },
+      },
     ];
     for (const constants of choices) {
       const m = 5, n = 38;

@@ -12,7 +12,7 @@ const WORDS = 3;
 
 const CHECK = (sites: number) => /* wgsl */ `
 @group(0) @binding(${BINDING}) var<storage, read_write> outside: array<atomic<u32>, ${WORDS}>;
-fn inside(i: u32, n: u32, site: u32) -> u32 {
+fn checked_index(i: u32, n: u32, site: u32) -> u32 {
   if (i < n) { return i; }
   if (atomicMax(&outside[0], ${sites}u + site) == 0u) {
     atomicStore(&outside[1], i);
@@ -82,7 +82,7 @@ export function withChecks(code: string, sites: string[]): string {
   const [, kernel = "a shader"] = /^\/\/ (\w+)/.exec(code) ?? [];
   const checked = (index: string, length: string, shown: string) => {
     const site = sites.push(`${kernel}: ${shown}`) - before + 1;
-    return `inside(u32(${index}), ${length}, ${site}u)`;
+    return `checked_index(u32(${index}), ${length}, ${site}u)`;
   };
   const rewrite = (text: string): string => {
     let out = "", from = 0;
