@@ -68,6 +68,31 @@ gpuTest(
 );
 
 gpuTest(
+  "gemvRows copies rows of x to workgroup memory, a few at a time",
+  async (gpu, trial) => {
+    const { LOG_LANES, ...own } = lanes(gpu, true);
+    const two = { LOG_LANES: 1, APART: Math.max(0, LOG_LANES - 1) };
+    const constants = {
+      ...{ ...own, ...two, STAGED: 1, STEPS: 2 },
+      ...{ M: 4, SLICES: 2, WORKGROUP: 64 },
+    };
+    for (const m of [8, 33]) {
+      const rows = {
+        m,
+        n: 38,
+        k: 264,
+        w: trial.random.pick(WEIGHTS),
+        constants,
+      };
+      await check(trial, { ...rows, norm: "f32", epilogue: "swiglu" });
+      await check(trial, { ...rows, epilogue: "add", column: 3, padding: 5 });
+      const second = { n: 11, w: "q6_k" };
+      await check(trial, { ...rows, w: "q4_k", k: 768, norm: "f32", second });
+    }
+  },
+);
+
+gpuTest(
   "gemvRows makes any number of outputs, more than one dimension of a grid holds",
   async (_, trial) => {
     for (const n of [1, 2, 3, 37, 1024]) {
