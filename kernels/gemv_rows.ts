@@ -51,8 +51,9 @@ fn x_row(first: u32, m: u32) -> u32 {
 export const BEGINNING = /* wgsl */ `@compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) tid: u32) {
-  let lane = tid % LANES;
-  let group = tid / LANES;
+  // 2^APART lane groups take turns, lane by lane, so that neighbors read the same of x.
+  let lane = (tid >> APART) % LANES;
+  let group = ((tid >> (APART + LOG_LANES)) << APART) + tid % (1u << APART);
   let first = wg.x * M;
   let index = wg.z * groups.y + wg.y;
   @if TWO {
@@ -81,10 +82,10 @@ export const ENDING = /* wgsl */ `  @if SUBGROUPS {
         let upper = (lane & (1u << (LOG_LANES - 1u - s))) != 0u;
         @unroll for (var i = 0; i < (SUMS >> s) / 2; i++) {
           let away = select(acc[i + (SUMS >> s) / 2], acc[i], upper);
-          acc[i] = select(acc[i], acc[i + (SUMS >> s) / 2], upper) + subgroupShuffleXor(away, 1u << (LOG_LANES - 1u - s));
+          acc[i] = select(acc[i], acc[i + (SUMS >> s) / 2], upper) + subgroupShuffleXor(away, 1u << (APART + LOG_LANES - 1u - s));
         }
       } @else {
-        acc[0] += subgroupShuffleXor(acc[0], 1u << (LOG_LANES - 1u - s));
+        acc[0] += subgroupShuffleXor(acc[0], 1u << (APART + LOG_LANES - 1u - s));
       }
     }
   } @else {
@@ -124,7 +125,7 @@ export const ENDING = /* wgsl */ `  @if SUBGROUPS {
       // Gates are at even positions, each followed by the value it gates.
       @if OWN > 1 { @if j % 2 == 0 { let other = acc[j + 1]; } @else { let other = 0.0; } }
       @else {
-        @if SUBGROUPS { let other = subgroupShuffleXor(acc[0], SHARERS); }
+        @if SUBGROUPS { let other = subgroupShuffleXor(acc[0], SHARERS << APART); }
         @else {
           var other = 0.0;
           @unroll for (var q = 0; q < SLICES; q++) { other += sums[min(group + q * PER_SLICE, GROUPS - 1u) * SUMS + min(at + 1u, SUMS - 1u)]; }
@@ -183,9 +184,14 @@ export function rowParts(
 
 /** Derives the constants of {@linkcode ENDING}. */
 export function deriveEnding(
-  { WORKGROUP, LOG_LANES, M, ROWS, SLICES, TWO, EPILOGUE, W_VIEW, V_VIEW }:
-    Constants,
+  { WORKGROUP, LOG_LANES, APART, SUBGROUPS, M, ROWS, SLICES, ...c }: Constants,
 ): Constants {
+  const { TWO, EPILOGUE, W_VIEW, V_VIEW } = c;
+  if (APART && !SUBGROUPS) {
+    throw new Error(
+      `Cannot set lanes of a group 2^${APART} apart without subgroups: they must be neighbors`,
+    );
+  }
   if (TWO && (EPILOGUE !== "store" || W_VIEW !== V_VIEW)) {
     throw new Error(
       `Cannot multiply by two parts of a matrix in one dispatch: results are for "${EPILOGUE}" and the parts are read as ${W_VIEW} and ${V_VIEW}, must be for "store" and read alike`,
@@ -280,11 +286,21 @@ const MULTIPLY = /* wgsl */ `
     workgroupBarrier();
   }
 @if W_VIEW == "vec4" {
-  for (var c = slice; c < CHUNKS; c += SLICES) {
+  for (var turn = 0u; turn < TURNS; turn++) {
+    let c = turn * SLICES + slice;
     @if CHUNKS > SLICES {
       // Loaded while this chunk is multiplied; unused after the last one.
       @split var next: array<w_Raw, ROWS * STEPS>;
-      ${load("next", "min(c + SLICES, CHUNKS - 1u)")}
+      @if EXACT { let after = min(c + SLICES, CHUNKS - 1u); } @else { let after = c + SLICES; }
+      ${load("next", "after")}
+    }
+    @if STAGED {
+      workgroupBarrier();
+      @unroll for (var r = 0; r < STAGE_ROUNDS; r++) {
+        let at = r * WORKGROUP + tid;
+        if (at < M * SPAN) { staged[at] = x_at(x_row(first, at / SPAN) * FOURS + min(turn * SPAN + at % SPAN, FOURS - 1u)); }
+      }
+      workgroupBarrier();
     }
     @unroll for (var s = 0; s < STEPS; s++) {
       let four = min((c * STEPS + s) * LANES + lane, FOURS - 1u);
@@ -294,8 +310,9 @@ const MULTIPLY = /* wgsl */ `
         @if NORM { wv[i] = w_four[0](raw[i * STEPS + s]) * scale; } @else { wv[i] = w_four[0](raw[i * STEPS + s]); }
       }
       @unroll for (var m = 0; m < M; m++) {
-        @if WHOLE { let xv = x_at(m * FOURS + (first * FOURS + four)); }
-        @else { let xv = x_at(x_row(first, m) * FOURS + four); }
+        @if STAGED { let xv = staged[m * SPAN + (slice * STEPS + s) * LANES + lane]; }
+        @else { @if WHOLE { let xv = x_at(m * FOURS + (first * FOURS + four)); }
+        @else { let xv = x_at(x_row(first, m) * FOURS + four); } }
         @unroll for (var i = 0; i < ROWS; i++) { ${
   multiply("acc[m * ROWS + i]", "wv[i]")
 } }
@@ -332,6 +349,9 @@ const MULTIPLY = /* wgsl */ `
  * CHAIN 1: adds each product to the sum, 4 instructions for 4 elements. 0: adds their dot
  * product, which takes 5.
  *
+ * STAGED 1 copies what all lanes take at a time of M rows of `x` to workgroup memory, which
+ * pays off where few lanes share a row of w, so that others read the same of x.
+ *
  * NORM and EPILOGUE are as in gemv.ts; each workgroup leaves one sum of squares per row
  * for the next norm.
  */
@@ -352,9 +372,11 @@ export const gemvRows = defineKernel<LinearCase>({
     WORKGROUP: 128,
     ROWS: 4,
     LOG_LANES: 5,
+    APART: 0,
     SUBGROUPS: 1,
     STEPS: 2,
     SLICES: 1,
+    STAGED: 0,
     CHAIN: 1,
     NORM: 0,
     EPILOGUE: "store",
@@ -368,16 +390,17 @@ export const gemvRows = defineKernel<LinearCase>({
       Math.min(Number(c.STEPS), Math.ceil(fours / lanes)),
     );
     const chunks = Math.ceil(fours / (lanes * steps));
+    const span = lanes * steps * Number(c.SLICES); // fours that all slices take at once
     const room = Number(c.WORKGROUP) / m;
     const share = room < 1 ? 1 : Math.min(8, 2 ** Math.floor(Math.log2(room)));
     return {
       FOURS: fours,
       STEPS: steps,
       CHUNKS: chunks,
-      // With fewer chunks than slices, some slices begin past the end of the row.
-      EXACT: fours % (lanes * steps) === 0 && chunks >= Number(c.SLICES)
-        ? 1
-        : 0,
+      TURNS: Math.ceil(fours / span),
+      SPAN: span,
+      STAGE_ROUNDS: Math.ceil(m * span / Number(c.WORKGROUP)),
+      EXACT: fours % span === 0 ? 1 : 0,
       ...deriveEnding(c),
       WHOLE: rows % m ? 0 : 1, // no workgroup has rows of x to spare
       PARTS: parts ?? 0,
@@ -421,6 +444,7 @@ export const gemvRows = defineKernel<LinearCase>({
   var<workgroup> factors: array<f32, M>;
 }
 ${ENDING_MEMORY}
+@if STAGED && W_VIEW == "vec4" { var<workgroup> staged: array<vec4f, M * SPAN>; }
 
 ${W_ROW}
 @if TWO { ${ofSecond(W_ROW)} }

@@ -90,10 +90,29 @@ function deriveQuants(format: string, unit: number, prefix = ""): Constants {
 const MULTIPLY = /* wgsl */ `
   @split var base: array<u32, ROWS>;
   @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * UNITS; }
-  for (var c = slice; c < CHUNKS; c += SLICES) {
+  for (var turn = 0u; turn < TURNS; turn++) {
+    let c = turn * SLICES + slice;
     let unit = min(c * LANES + lane, UNITS - 1u);
     @split var words: array<w_Words, ROWS>;
     @unroll for (var i = 0; i < ROWS; i++) { words[i] = w_words(base[i] + unit); }
+    @if STAGED {
+      workgroupBarrier();
+      @unroll for (var r = 0; r < STAGE_ROUNDS; r++) {
+        let at = r * WORKGROUP + tid;
+        if (at < M * 2u * QUADS * SPAN) {
+          let plane = x_row(first, at / (2u * QUADS * SPAN)) * PLANES * QUADS + at / SPAN % (2u * QUADS);
+          staged[at] = x[plane * UNITS + min(turn * SPAN + at % SPAN, UNITS - 1u)];
+        }
+      }
+      @unroll for (var r = 0; r < BLOCK_ROUNDS; r++) {
+        let at = r * WORKGROUP + tid;
+        if (at < M * SPAN_BLOCKS) {
+          let block = min(turn * SPAN_BLOCKS + at % SPAN_BLOCKS, BLOCKS - 1u);
+          staged_blocks[at] = scales_at(x_row(first, at / SPAN_BLOCKS) * BLOCKS + block);
+        }
+      }
+      workgroupBarrier();
+    }
     @split var bytes: array<u32, ROWS * FOURS>;
     @split var scale: array<f32, ROWS * GROUPS_OF_UNIT>;
     @if MIN { @split var least: array<f32, ROWS * GROUPS_OF_UNIT>; }
@@ -121,12 +140,18 @@ const MULTIPLY = /* wgsl */ `
       @split var high: array<vec4u, QUADS>;
       @split var low: array<vec4u, QUADS>;
       @unroll for (var q = 0; q < QUADS; q++) {
-        high[q] = x[(x_row(first, m) * PLANES * QUADS + q) * UNITS + unit];
-        low[q] = x[((x_row(first, m) * PLANES + 1u) * QUADS + q) * UNITS + unit];
+        @if STAGED {
+          high[q] = staged[(m * 2 * QUADS + q) * SPAN + slice * LANES + lane];
+          low[q] = staged[((m * 2 + 1) * QUADS + q) * SPAN + slice * LANES + lane];
+        } @else {
+          high[q] = x[(x_row(first, m) * PLANES * QUADS + q) * UNITS + unit];
+          low[q] = x[((x_row(first, m) * PLANES + 1u) * QUADS + q) * UNITS + unit];
+        }
       }
       @split var block: array<vec4f, BLOCKS_OF_UNIT>;
       @unroll for (var b = 0; b < BLOCKS_OF_UNIT; b++) {
-        block[b] = scales_at(x_row(first, m) * BLOCKS + (unit * UNIT + b * 32u) / 32u);
+        @if STAGED { block[b] = staged_blocks[m * SPAN_BLOCKS + ((slice * LANES + lane) * UNIT + b * 32u) / 32u]; }
+        @else { block[b] = scales_at(x_row(first, m) * BLOCKS + (unit * UNIT + b * 32u) / 32u); }
         outliers[b] |= select(0u, 1u << u32(m), block[b].x < 0.0);
         block[b].x = abs(block[b].x);
       }
@@ -184,8 +209,10 @@ export const gemvRowsInt8 = defineKernel<LinearCase>({
     WORKGROUP: 128,
     ROWS: 4,
     LOG_LANES: 5,
+    APART: 0,
     SUBGROUPS: 1,
     SLICES: 1,
+    STAGED: 0,
     NORM: 0,
     EPILOGUE: "store",
     TWO: 0,
@@ -207,13 +234,24 @@ export const gemvRowsInt8 = defineKernel<LinearCase>({
         `Cannot multiply by ${name} and ${c.V_DTYPE} in one dispatch: their units are ${unit} and ${c.V_UNIT}, must be equal, and quants integers`,
       );
     }
-    const units = k / unit;
+    const units = k / unit, M = Number(c.M), threads = Number(c.WORKGROUP);
+    // What all slices take at once.
+    const span = lanes * Number(c.SLICES), blocks = span * unit / BLOCK;
+    if (c.STAGED && blocks % 1) {
+      throw new Error(
+        `Cannot copy ${span} units of ${unit} to workgroup memory: they must be whole blocks of ${BLOCK}`,
+      );
+    }
     return {
       ...deriveEnding(c),
       UNIT: unit,
       UNITS: units,
-      CHUNKS: Math.ceil(units / lanes),
-      EXACT: units % lanes === 0 ? 1 : 0,
+      SPAN: span,
+      TURNS: Math.ceil(units / span),
+      EXACT: units % span === 0 ? 1 : 0,
+      SPAN_BLOCKS: blocks,
+      STAGE_ROUNDS: Math.ceil(M * unit / 8 * span / threads),
+      BLOCK_ROUNDS: Math.ceil(M * blocks / threads),
       PLANES,
       WHOLE: m % Number(c.M) ? 0 : 1, // no workgroup has rows of x to spare
       QUADS: unit / 16, // vec4u of a plane in a unit
@@ -252,6 +290,10 @@ export const gemvRowsInt8 = defineKernel<LinearCase>({
     })),
   body: /* wgsl */ `
 ${ENDING_MEMORY}
+@if STAGED {
+  var<workgroup> staged: array<vec4u, M * 2 * QUADS * SPAN>;
+  var<workgroup> staged_blocks: array<vec4f, M * SPAN_BLOCKS>;
+}
 
 ${W_ROW}
 @if TWO { ${ofSecond(W_ROW)} }

@@ -44,6 +44,13 @@ type Int8Constants = Readonly<
 >;
 /** For a few rows of x, rounded to integers; all loads are in flight. */
 type Int8RowsConstants = Omit<GemvRowsConstants, "STEPS">;
+/**
+ * For more rows of x: the lanes that share a row of w, whether neighbors read the same of x,
+ * and whether workgroups copy x to their memory.
+ */
+export type Spread = Readonly<
+  { lanes: number; apart: boolean; staged: boolean }
+>;
 /** Tiles per workgroup and per thread; see kernels/gemm.ts. */
 type TileConstants = Readonly<
   { BM: number; BN: number; BK: number; TM: number; TN: number }
@@ -93,6 +100,8 @@ export interface Defaults {
     /** Few rows of w, which make few workgroups. */
     narrow: GemvRowsConstants;
     other: GemvRowsConstants;
+    /** For more than FEW_ROWS rows of x, where it fits; `tall` for an LM head. */
+    many?: Record<"narrow" | "tall" | "other", GemvRowsConstants & Spread>;
     /** Maximum sums per thread: more would leave no registers for loads in flight. */
     sums: number;
     /** Maximum rows of x in a workgroup; others take the next ones. */
@@ -105,6 +114,8 @@ export interface Defaults {
   gemvRowsInt8: {
     narrow: Int8RowsConstants;
     other: Int8RowsConstants;
+    /** Many rows of w, and more rows of x than a workgroup takes. */
+    wide?: Int8RowsConstants & Spread;
     sums: number;
     together: number;
   };
@@ -152,6 +163,21 @@ const NVIDIA: Defaults = {
   gemvRows: {
     narrow: { WORKGROUP: 256, ROWS: 4, STEPS: 1, SLICES: 4 },
     other: { WORKGROUP: 128, ROWS: 4, STEPS: 1, SLICES: 1 },
+    // "64 rows: x in workgroup memory".
+    many: {
+      narrow: {
+        ...{ WORKGROUP: 128, ROWS: 4, STEPS: 2, SLICES: 4 },
+        ...{ lanes: 8, apart: true, staged: true },
+      },
+      tall: {
+        ...{ WORKGROUP: 128, ROWS: 4, STEPS: 1, SLICES: 1 },
+        ...{ lanes: 8, apart: true, staged: false },
+      },
+      other: {
+        ...{ WORKGROUP: 128, ROWS: 4, STEPS: 2, SLICES: 1 },
+        ...{ lanes: 16, apart: true, staged: true },
+      },
+    },
     sums: 64,
     // Not measured for more than 16 rows. Then 16 of x stay in a core's cache while the
     // matrix is read up to four times, and no dispatch has to norm or convert rows, or to
@@ -164,6 +190,11 @@ const NVIDIA: Defaults = {
   gemvRowsInt8: {
     narrow: { WORKGROUP: 128, ROWS: 2, SLICES: 2 },
     other: { WORKGROUP: 128, ROWS: 4, SLICES: 1 },
+    // "16 rows: two parts of a matrix, and other layouts".
+    wide: {
+      ...{ WORKGROUP: 128, ROWS: 4, SLICES: 1 },
+      ...{ lanes: 16, apart: true, staged: true },
+    },
     sums: 64,
     together: 8,
   },

@@ -25,6 +25,7 @@ import {
   defaultsFor,
   fillsLarge,
   PROCESSORS,
+  type Spread,
   tileFor,
   tilesOf,
 } from "./defaults.ts";
@@ -221,6 +222,51 @@ function bothParts(
 const withOther = (shape: LinearShape, two: boolean): LinearShape =>
   two ? { ...shape, n: shape.n + shape.other!.n } : shape;
 
+/**
+ * Minimum rows of w for gemvRowsInt8's wide constants ("16 rows: two parts of a matrix, and
+ * other layouts").
+ */
+const WIDE_ROWS = 6144;
+
+/** Bytes of an element of x that is rounded for gemvRowsInt8: two planes, and numbers of a block. */
+const ROUNDED_BYTES = 2.5;
+
+/** How lanes share rows of w and read x, where constants say so. */
+function spreadOf(
+  { lanes, apart, staged }: Spread,
+  loads: number,
+  device: Capabilities,
+): Constants {
+  const own = laneConstants(device, Math.min(lanes, loads));
+  const most = Math.log2(device.subgroupSize || 1);
+  return {
+    ...own,
+    APART: apart ? Math.max(0, most - own.LOG_LANES) : 0,
+    STAGED: staged ? 1 : 0,
+  };
+}
+
+/**
+ * The row of defaults for more rows of x than one workgroup takes, if what it keeps in
+ * workgroup memory fits: `bytes` per element of x, for lanes that take `loads` elements at a
+ * time.
+ */
+function manyRow<
+  T extends Spread & { WORKGROUP: number; ROWS: number; SLICES: number },
+>(
+  row: T & { STEPS?: number } | undefined,
+  { M, loads, bytes }: { M: number; loads: number; bytes: number },
+  device: Capabilities,
+): T | undefined {
+  if (!row || !device.subgroupSize) return undefined;
+  const lanes = Math.min(row.lanes, device.subgroupSize);
+  const taken = lanes * row.SLICES * (row.STEPS ?? 1) * loads;
+  const most = device.limits.maxComputeWorkgroupStorageSize;
+  const all = fewRowsBytes(M, row, lanes, device) +
+    (row.staged ? M * taken * bytes : 0);
+  return all <= most ? row : undefined;
+}
+
 function chooseFewIntegers(
   shape: LinearShape,
   both: Both,
@@ -230,10 +276,16 @@ function chooseFewIntegers(
   const units = k / format.loads[0];
   const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemvRowsInt8", shape));
-  const { narrow, other, sums, together } = defaults.gemvRowsInt8;
+  const { narrow, other, wide, sums, together } = defaults.gemvRowsInt8;
   const M = Math.min(m, Number(tuned?.M ?? together));
-  const row = n <= NARROW_ROWS ? narrow : other;
-  const lanes = laneConstants(device, units), LANES = 2 ** lanes.LOG_LANES;
+  const many = !tuned && m > together && n >= WIDE_ROWS && n < TALL_ROWS
+    ? manyRow(wide, { M, loads: format.loads[0], bytes: ROUNDED_BYTES }, device)
+    : undefined;
+  const row = many ?? (n <= NARROW_ROWS ? narrow : other);
+  const lanes = many
+    ? spreadOf(many, units, device)
+    : laneConstants(device, units);
+  const LANES = 2 ** Number(lanes.LOG_LANES);
   const chunks = Math.ceil(units / LANES);
   const ROWS = Math.min(
     row.ROWS,
@@ -242,7 +294,7 @@ function chooseFewIntegers(
   );
   const SLICES = Math.min(row.SLICES, 2 ** Math.floor(Math.log2(chunks)));
   const { WORKGROUP, ROWS: fitting } = fitFewRows(
-    { ...row, ROWS, SLICES },
+    { WORKGROUP: row.WORKGROUP, ROWS, SLICES },
     { ...shape, m: M },
     LANES,
     device,
@@ -287,18 +339,26 @@ function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
   const { n } = withOther(shape, both.two);
   const defaults = defaultsFor(device);
   const tuned = device.tuned?.get(linearKey("gemvRows", shape));
-  const { narrow, other, sums, together } = defaults.gemvRows;
-  const row = n <= NARROW_ROWS ? narrow : other;
-  const lanes = laneConstants(device, Math.max(4, Math.ceil(k / 4)));
+  const { narrow, other, many, sums, together } = defaults.gemvRows;
   const M = Math.min(m, Number(tuned?.M ?? together));
+  const kind = n <= NARROW_ROWS ? "narrow" : n < TALL_ROWS ? "other" : "tall";
+  const spread = !tuned && m > FEW_ROWS && k % 4 === 0
+    ? manyRow(many?.[kind], { M, loads: 4, bytes: 4 }, device)
+    : undefined;
+  const { WORKGROUP, STEPS, SLICES, ...row } = spread ??
+    (kind === "narrow" ? narrow : other);
+  const loads = Math.max(4, Math.ceil(k / 4));
+  const lanes = spread
+    ? spreadOf(spread, loads, device)
+    : laneConstants(device, loads);
   const ROWS = Math.min(row.ROWS, 2 ** Math.floor(Math.log2(sums / M)));
   return {
     kernel: "gemvRows",
     constants: {
       ...fitFewRows(
-        { ...row, ROWS },
+        { WORKGROUP, ROWS, STEPS, SLICES },
         { ...shape, m: M },
-        2 ** lanes.LOG_LANES,
+        2 ** Number(lanes.LOG_LANES),
         device,
       ),
       ...lanes,

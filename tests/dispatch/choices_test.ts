@@ -243,10 +243,10 @@ Deno.test("up to 64 short rows are few, up to 32 long ones", () => {
   assertEquals(kernels(1024, formatNamed("q4_k")), mixed);
 });
 
-Deno.test("batches of 16 rows and more share pipelines", () => {
+Deno.test("batches of 16 and 32 rows share pipelines", () => {
   for (const name of ["bf16", "q8_0"]) {
     for (const device of DEVICES.slice(2, 6)) {
-      const texts = [16, 32, 64].map((m) => {
+      const texts = [16, 32].map((m) => {
         const shape = {
           ...{ m, n: 6144, k: 1024, format: formatNamed(name) },
           ...{ norm: true, swiglu: true },
@@ -258,6 +258,50 @@ Deno.test("batches of 16 rows and more share pipelines", () => {
       assertEquals(new Set(texts).size, 1);
     }
   }
+});
+
+Deno.test("more rows of x are copied to workgroup memory, where they fit", () => {
+  const device: Capabilities = {
+    adapterClass: "NVIDIA",
+    subgroupSize: 32,
+    limits: {
+      maxComputeWorkgroupStorageSize: 49152,
+      maxComputeInvocationsPerWorkgroup: 1024,
+    },
+  };
+  const spread = (
+    shape: Partial<LinearShape>,
+    given: Partial<Capabilities> = {},
+  ) => {
+    const { kernel, constants: c } = chooseLinear({
+      ...{ m: 64, n: 6144, k: 1024, format: bf16, norm: true, swiglu: false },
+      ...shape,
+    }, { ...device, ...given });
+    const { LOG_LANES, APART = 0, STAGED = 0, SLICES, STEPS } = c;
+    return [kernel, LOG_LANES, APART, STAGED, SLICES, STEPS];
+  };
+  const before = ["gemvRows", 5, 0, 0, 1, 1], narrow = ["gemvRows", 5, 0, 0, 4];
+  assertEquals(spread({}), ["gemvRows", 4, 1, 1, 1, 2]);
+  assertEquals(spread({ n: 1024 }), ["gemvRows", 3, 2, 1, 4, 2]);
+  assertEquals(spread({ n: 151936 }), ["gemvRows", 3, 2, 0, 1, 1]);
+  assertEquals(spread({ m: 33 }), ["gemvRows", 4, 1, 1, 1, 2]);
+  assertEquals(spread({ m: 32 }), before);
+  assertEquals(spread({ k: 1022 }), before);
+  const limits = { ...device.limits, maxComputeWorkgroupStorageSize: 16384 };
+  assertEquals(spread({ n: 1024 }, { limits }), [...narrow, 1]);
+  assertEquals(spread({}, { subgroupSize: 0 }), before);
+  assertEquals(spread({}, { subgroupSize: 8 }).slice(1, 4), [3, 0, 1]);
+  const tuned = new Map([["gemvRows bf16 64 6144 1024", { ROWS: 2 }]]);
+  assertEquals(spread({}, { tuned }), before);
+  const ints = { n: 24576, k: 4096, format: formatNamed("q4_k"), largest: 1 };
+  const int8 = (shape: Partial<LinearShape>, given = {}) =>
+    spread({ ...ints, ...shape }, given).slice(0, 4);
+  assertEquals(int8({ m: 16 }), ["gemvRowsInt8", 4, 1, 1]);
+  const plain = ["gemvRowsInt8", 5, 0, 0];
+  assertEquals(int8({ m: 8 }), plain);
+  assertEquals(int8({ m: 16, n: 4096 }), plain);
+  assertEquals(int8({ m: 16, n: 151936 }), plain);
+  assertEquals(int8({ m: 16 }, { limits }), ["gemvRowsInt8", 4, 1, 1]);
 });
 
 Deno.test("a kernel rounds its results if the next one multiplies them as integers", () => {
@@ -315,7 +359,8 @@ Deno.test("two parts of a matrix go together where their planes, x and y can be 
           format.loads[0] === other.loads[0];
         assertEquals(two, wanted, `${format.name}, ${other.name}`);
         assertEquals(constants.TWO ?? 0, Number(two));
-        assertEquals(reason.includes(`part, in ${other.name}`), two, reason);
+        const together = `with its next part, in ${other.name}`;
+        assertEquals(reason.includes(together), two, reason);
       }
     }
   }
@@ -761,7 +806,7 @@ Deno.test("tuned constants replace chosen ones, for their class of shapes only",
   const tuned = new Map<string, Constants>([
     [linearKey("gemv", shape), { ROWS: 4 }],
     [linearKey("gemvRows", { ...shape, m: 3 }), { SLICES: 2 }],
-    [linearKey("gemvRows", { ...shape, m: 64 }), { M: 32, ROWS: 2 }],
+    [linearKey("gemvRows", { ...shape, m: 32 }), { M: 32, ROWS: 2 }],
     [linearKey("gemm", { ...shape, m: 100 }), { BK: 8 }],
     [linearKey("gemm", half, true), { BK: 64 }],
     [attendKey("long", 128, 2), { STEPS: 4 }],
@@ -779,8 +824,8 @@ Deno.test("tuned constants replace chosen ones, for their class of shapes only",
   };
   changes({ m: 1 }, { ROWS: 4 });
   for (const m of [2, 3, 4]) changes({ m }, { SLICES: 2 });
-  for (const m of [5, 16, 32]) changes({ m }, {});
-  for (const m of [33, 64]) changes({ m }, { M: 32, ROWS: 2 });
+  for (const m of [5, 16, 33, 64]) changes({ m }, {});
+  for (const m of [17, 32]) changes({ m }, { M: Math.min(m, 32), ROWS: 2 });
   changes({ m: 1, swiglu: true }, {});
   changes({ m: 1, format: f32 }, {});
   changes({ m: 1, k: 256 }, {});

@@ -213,6 +213,22 @@ gpuTest(
 );
 
 gpuTest(
+  "gemvRowsInt8 copies rows of x to workgroup memory, a few at a time",
+  async (gpu, trial) => {
+    const { LOG_LANES, ...own } = lanes(gpu, true);
+    const two = { LOG_LANES: 1, APART: Math.max(0, LOG_LANES - 1) };
+    const constants = { ...own, ...two, STAGED: 1, M: 4, WORKGROUP: 64 };
+    for (const m of [8, 9]) {
+      const rows = { m, n: 38, k: 768, w: "q4_k", constants };
+      await check(trial, { ...rows, epilogue: "swiglu" });
+      await check(trial, { ...rows, w: "q8_0", epilogue: "add" });
+      const second = { n: 11, w: "q6_k" };
+      await check(trial, { ...rows, second, outliers: [1e3] });
+    }
+  },
+);
+
+gpuTest(
   "gemvRowsInt8 writes its columns of a wider y and nothing else",
   async (_, trial) => {
     for (const epilogue of ["store", "add", "swiglu"] as const) {
@@ -235,6 +251,12 @@ gpuTest(
       ...[1, 2, 4, 8].map((ROWS) => ({ ROWS })),
       ...[2, 4].map((SLICES) => ({ SLICES, WORKGROUP: 128 })),
       { ...lanes(gpu, true), LOG_LANES: 2, SLICES: 8 },
+      { ...lanes(gpu, true), STAGED: 1 },
+      { ...lanes(gpu, true), LOG_LANES: 2, STAGED: 1, M: 4 },
+      {
+        ...{ ...lanes(gpu, true), LOG_LANES: 1, APART: 1, STAGED: 1 },
+        ...{ SLICES: 2, WORKGROUP: 64 },
+      },
     ];
     for (const constants of choices) {
       const w = trial.random.pick(INTEGERS);

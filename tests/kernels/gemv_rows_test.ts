@@ -68,6 +68,31 @@ gpuTest(
 );
 
 gpuTest(
+  "gemvRows copies rows of x to workgroup memory, a few at a time",
+  async (gpu, trial) => {
+    const { LOG_LANES, ...own } = lanes(gpu, true);
+    const two = { LOG_LANES: 1, APART: Math.max(0, LOG_LANES - 1) };
+    const constants = {
+      ...{ ...own, ...two, STAGED: 1, STEPS: 2 },
+      ...{ M: 4, SLICES: 2, WORKGROUP: 64 },
+    };
+    for (const m of [8, 33]) {
+      const rows = {
+        m,
+        n: 38,
+        k: 264,
+        w: trial.random.pick(WEIGHTS),
+        constants,
+      };
+      await check(trial, { ...rows, norm: "f32", epilogue: "swiglu" });
+      await check(trial, { ...rows, epilogue: "add", column: 3, padding: 5 });
+      const second = { n: 11, w: "q6_k" };
+      await check(trial, { ...rows, w: "q4_k", k: 768, norm: "f32", second });
+    }
+  },
+);
+
+gpuTest(
   "gemvRows makes any number of outputs, more than one dimension of a grid holds",
   async (_, trial) => {
     for (const n of [1, 2, 3, 37, 1024]) {
@@ -162,6 +187,13 @@ gpuTest(
       ...[2, 4].map((SLICES) => ({ SLICES, WORKGROUP: 128 })),
       ...[2, 4].map((SLICES) => ({ SLICES, ROWS: 2, WORKGROUP: 256 })),
       { ...lanes(gpu, true), LOG_LANES: 2, SLICES: 8 },
+      { ...lanes(gpu, true), STAGED: 1, M: 4, STEPS: 3 },
+      { ...lanes(gpu, true), LOG_LANES: 2, APART: 1 },
+      { ...lanes(gpu, true), LOG_LANES: 2, STAGED: 1, STEPS: 2 },
+      {
+        ...{ ...lanes(gpu, true), LOG_LANES: 1, APART: 2, STAGED: 1 },
+        ...{ SLICES: 4, WORKGROUP: 64, STEPS: 2 },
+      },
     ];
     for (const constants of choices) {
       const m = 5, n = 38;
