@@ -587,7 +587,7 @@ export class Qwen3 implements Disposable {
    * Up to rounding, each text is what `generate` returns for its prompt, using the seed
    * `(seed + index) mod 2³²` when sampling. The options apply to every text. Each text
    * ends on its own, but a signal ends them all. Memory is reserved for the longest
-   * possible text, so set `maxTokens`.
+   * possible texts, so set `maxTokens`; further runs use it again.
    *
    * ```ts
    * import { loadQwen3 } from "../mod.ts";
