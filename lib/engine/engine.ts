@@ -84,6 +84,9 @@ const MOST_UNREAD = 512;
  */
 const STEPS_IF_WAITED = 8;
 
+/** The most steps together beside requests with a mask, which take one of them. */
+const STEPS_BESIDE_MASKS = 2;
+
 /**
  * Prompt tokens between two chunks of decode steps: at first, at most, at least, and how
  * long they may take beside other requests, and without. Not measured.
@@ -429,6 +432,8 @@ export class Engine implements Disposable {
     const count = rows.rowsFor(Math.max(1, Math.min(running + waiting, slots)));
     const steps = this.#steps.get(count) ?? rows.firstSteps;
     this.#steps.set(count, steps);
+    const isMasked = this.#requests.values().some(({ mask }) => mask);
+    if (isMasked) return Math.min(steps, STEPS_BESIDE_MASKS);
     return running + waiting > slots ? Math.min(steps, STEPS_IF_WAITED) : steps;
   }
 
