@@ -10,7 +10,7 @@ import { GpuSequences } from "../lib/gpu/sequences.ts";
 import { FEW_ROWS } from "../lib/dispatch/shapes.ts";
 import { GpuOps } from "../lib/gpu/ops.ts";
 import { GpuRunner } from "../lib/gpu/runner.ts";
-import { type BatchRun, loadQwen3, type Qwen3 } from "../mod.ts";
+import { loadQwen3, type Qwen3 } from "../mod.ts";
 import { oneByOne, promptsOf, read } from "./support/batch.ts";
 import { relativeError } from "./support/golden.ts";
 import { gpuTest } from "./support/gpu.ts";

@@ -79,13 +79,10 @@ export interface EngineParts {
 const MOST_UNREAD = 512;
 
 /**
- * The most steps together while requests wait for a slot. Not measured: replies of 100
- * tokens then leave theirs unused for 4 % of them.
+ * The most steps together while requests wait for a slot, or one has a mask and takes one of
+ * them. Not measured: replies of 100 tokens then leave their slot unused for 4 % of them.
  */
-const STEPS_IF_WAITED = 8;
-
-/** The most steps together beside requests with a mask, which take one of them. */
-const STEPS_BESIDE_MASKS = 2;
+const FEW_STEPS = 8;
 
 /**
  * Prompt tokens between two chunks of decode steps: at first, at most, at least, and how
@@ -432,9 +429,9 @@ export class Engine implements Disposable {
     const count = rows.rowsFor(Math.max(1, Math.min(running + waiting, slots)));
     const steps = this.#steps.get(count) ?? rows.firstSteps;
     this.#steps.set(count, steps);
-    const isMasked = this.#requests.values().some(({ mask }) => mask);
-    if (isMasked) return Math.min(steps, STEPS_BESIDE_MASKS);
-    return running + waiting > slots ? Math.min(steps, STEPS_IF_WAITED) : steps;
+    const isShort = running + waiting > slots ||
+      running + waiting > 1 && this.#requests.values().some(({ mask }) => mask);
+    return isShort ? Math.min(steps, FEW_STEPS) : steps;
   }
 
   /** Whether to go on with the chunk: no request has left, and none could join. */
