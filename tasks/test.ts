@@ -146,30 +146,44 @@ async function runParallel(): Promise<void> {
     if (!success) return void failed++;
     flags.push("--no-check");
   }
-  const where = named.length ? named : WHERE;
-  const alone = await changeEnvironment(where);
-  if (alone.length === 0) return await run(["--parallel", ...flags, ...where]);
-  const others = ["--parallel", "--permit-no-files", `--ignore=${alone}`];
-  const rest = run([...others, ...flags, ...where]);
-  await run([...flags, ...alone], rest);
+  const { alone, rest } = await separate(named.length ? named : WHERE);
+  if (alone.length === 0) return await run(["--parallel", ...flags, ...rest]);
+  const others = ["--parallel", ...flags, ...rest];
+  await run([...flags, ...alone], rest.length ? run(others) : undefined);
 }
 
-/** Test files in `paths` that set environment variables. */
-async function changeEnvironment(paths: readonly string[]): Promise<string[]> {
-  const files = new Set<string>();
+/**
+ * Test files that set environment variables, and the rest. Folders are replaced by their test
+ * files: `deno test --ignore` has no effect on a folder if one of its files is named as well.
+ * Those without any have examples.
+ */
+async function separate(
+  paths: readonly string[],
+): Promise<{ alone: string[]; rest: string[] }> {
+  const alone = new Set<string>(), rest = new Set<string>();
   for (const path of paths) {
-    const found = await Deno.stat(path).catch(() => undefined);
-    if (found === undefined) continue; // Deno says so
-    if (found.isDirectory) {
-      const inside = Array.from(Deno.readDirSync(path), ({ name }) => name);
-      const under = inside.map((name) => `${path}/${name}`);
-      for (const one of await changeEnvironment(under)) files.add(one);
-    } else if (/_test\.ts$/.test(path)) {
-      const text = await Deno.readTextFile(path);
-      if (/\bDeno\.env\.(set|delete)\(/.test(text)) files.add(path);
+    const files = await testFiles(path);
+    for (const file of files.length ? files : [path]) {
+      const text = files.length ? await Deno.readTextFile(file) : "";
+      const sets = /\bDeno\.env\.(set|delete)\(/.test(text);
+      (sets ? alone : rest).add(file);
     }
   }
-  return [...files].sort();
+  return { alone: [...alone], rest: [...rest] };
+}
+
+/** The test files of a path, in order; none if it does not exist, which Deno says. */
+async function testFiles(path: string): Promise<string[]> {
+  const found = await Deno.stat(path).catch(() => undefined);
+  if (!found?.isDirectory) {
+    return found && /_test\.ts$/.test(path) ? [path] : [];
+  }
+  const inside = Array.from(Deno.readDirSync(path), ({ name }) => name);
+  const files: string[] = [];
+  for (const name of inside.sort()) {
+    files.push(...await testFiles(`${path}/${name}`));
+  }
+  return files;
 }
 
 /**
