@@ -154,7 +154,7 @@ async function runParallel(): Promise<void> {
 
 /**
  * Test files that set environment variables, and the rest. Folders are replaced by their test
- * files: `deno test --ignore` has no effect on a folder if one of its files is named as well.
+ * files: `deno test --ignore` has no effect on folders if a file is named as well.
  * Those without any have examples.
  */
 async function separate(
