@@ -215,9 +215,11 @@ Deno.test("gemvRows refuses more slices than a workgroup has lane groups", () =>
   );
 });
 
-Deno.test("gemvRows checks the end of a row unless every slice begins within it", () => {
+Deno.test("gemvRows checks the end of a row unless slices take all of it in whole turns", () => {
   const constants = { ...gemvRows.constants, M: 4, STEPS: 2, SLICES: 4 };
-  for (const [k, exact] of [[512, 0], [1000, 0], [1024, 1], [1280, 1]]) {
+  for (
+    const [k, exact] of [[512, 0], [1000, 0], [1024, 1], [1280, 0], [2048, 1]]
+  ) {
     const { EXACT } = gemvRows.derive!(constants, { k });
     assertEquals(EXACT, exact, `${k}`);
   }
