@@ -160,8 +160,8 @@ export class DecodeLoop implements Disposable {
   async *tokens(): AsyncGenerator<SampledTokens, void> {
     const { batch: { reader, ops: { gpu } }, options } = this;
     const { step, signal } = options;
-    if (gpu.readsApart) return yield* this.#tokensApart();
     this.#encodeNextChunk();
+    if (gpu.readsApart) return yield* this.#tokensApart();
     let began = performance.now(), from = step;
     for (let steps = 1; steps > 0;) {
       // The call blocks until the submitted work is done; its promise may take 10 ms more.
@@ -190,15 +190,17 @@ export class DecodeLoop implements Disposable {
 
   /**
    * {@linkcode tokens} where a readback does not wait for later work: the next chunk is
-   * submitted before the last one is read, so the device never waits for the host. Only the
-   * first token is read at once: after a short prompt the device would have to wait anyway.
+   * submitted before the last one is read, so the device never waits for the host.
    */
   async *#tokensApart(): AsyncGenerator<SampledTokens, void> {
     const { batch: { ops: { gpu }, paces }, options } = this;
     let began = performance.now(), from = options.step;
     for (let steps = 1; steps > 0;) {
-      const first = from === options.step;
-      let running = this.#submitChunk();
+      const running = this.#chunk;
+      if (this.#piece) {
+        this.#submit(this.#piece);
+        this.#continue();
+      }
       const ids = await this.#read(from, from + steps);
       gpu.check();
       paces.prompt.waited();
@@ -209,22 +211,8 @@ export class DecodeLoop implements Disposable {
       from += steps;
       yield ids;
       options.signal?.throwIfAborted();
-      if (first) {
-        this.#encodeNextChunk();
-        running = this.#submitChunk();
-      }
       steps = running || await this.#slowStep();
     }
-  }
-
-  /** Submits a chunk and encodes the first piece of the next; returns its steps. */
-  #submitChunk(): number {
-    const steps = this.#chunk;
-    if (this.#piece) {
-      this.#submit(this.#piece);
-      this.#continue();
-    }
-    return steps;
   }
 
   /** Updates the rate of steps after a wait that was too long. */
