@@ -121,7 +121,7 @@ function modelRows(): NamedRow[] {
   ];
 }
 
-/** Sizes beside that of the model, what is measured of them, and their targets. */
+/** The other model sizes that rows measure, and the targets for each. */
 const SIZES = ["4b", "8b"];
 const RESIZED: readonly [row: string, targets: RowKind["targets"]][] = [
   [`decode-${SHORT}`, { "8b": "75 % of peak, better 85" }],
