@@ -53,6 +53,105 @@ function rounded({ group }: SimdBlocks, x: Code, k: Code) {
   };
 }
 
+/** The code that rounds one block of x. */
+class BlockRounder {
+  /** The largest size in the block, and the sum of roots of sizes. */
+  readonly peak: Local;
+  readonly roots: Local;
+  readonly #scale: Local;
+  readonly #vectors: Local[];
+  readonly #words: Local[];
+  readonly #from: Local;
+  readonly #sum: Local;
+
+  /** The block is from `at` to `end`; its sums go to `sums`. */
+  constructor(
+    readonly f: FunctionBuilder<string>,
+    readonly group: number,
+    readonly block: { at: Local; end: Local; sums: Local },
+  ) {
+    [this.peak, this.roots, this.#scale] = times(3, () => f.local("f32"));
+    [this.#from, this.#sum] = times(2, () => f.local("i32"));
+    this.#vectors = times(5, () => f.local("v128"));
+    this.#words = times(2, () => f.local("v128"));
+  }
+
+  /** Sets `peak`, `roots` and the sums of groups. */
+  measure(): Code[] {
+    const { f } = this, [largest, size, total, four] = this.#vectors;
+    return [
+      largest.set(f.floats(0)),
+      size.set(f.floats(0)),
+      ...this.#eachGroup(total, [
+        ...times(this.group / 4, (i) => [
+          four.set(this.#four(i)),
+          total.set(f32x4.add(total.get, four.get)),
+          four.set(f32x4.abs(four.get)),
+          largest.set(f32x4.max(largest.get, four.get)),
+          size.set(f32x4.add(size.get, f32x4.sqrt(four.get))),
+        ]).flat(),
+        f32.store()(this.#sum.get, lanes(f32.add, total)),
+      ]),
+      this.peak.set(lanes(f32.max, largest)),
+      this.roots.set(lanes(f32.add, size)),
+    ];
+  }
+
+  /** Rounds a measured block to `quants`, which it moves, and sets the scale at `scales`. */
+  round(quants: Local, scales: Local): Code[] {
+    const { f, peak } = this, [low, high, total, factor] = this.#vectors;
+    const integers = (i: number) =>
+      i32x4.truncate(
+        f32x4.nearest(f32x4.mul(this.#four(i), factor.get)),
+      );
+    return [
+      peak.set(f32.max(peak.get, f32.const(LEAST))),
+      factor.set(f32x4.splat(f32.div(f32.const(LARGEST), peak.get))),
+      this.#scale.set(f32.div(peak.get, f32.const(LARGEST))),
+      f32.store()(scales.get, this.#scale.get),
+      ...this.#eachGroup(total, [
+        ...times(this.group / 16, (t) => [
+          ...this.#words.flatMap((eight, i) => [
+            low.set(integers(4 * t + 2 * i)),
+            high.set(integers(4 * t + 2 * i + 1)),
+            total.set(i32x4.add(total.get, i32x4.add(low.get, high.get))),
+            eight.set(i16x8.narrow(low.get, high.get)),
+          ]),
+          ...twoBytes(f, this.#words).map((half, i) =>
+            v128.store(32 * t + 16 * i)(quants.get, half)
+          ),
+        ]).flat(),
+        total.set(f32x4.convert(total.get)),
+        f32.store()(
+          this.#sum.get,
+          f32.mul(lanes(f32.add, total), this.#scale.get),
+        ),
+        increase(quants, 2 * this.group),
+      ]),
+    ];
+  }
+
+  /** Runs `body` for each group, with zeros in `total`. */
+  #eachGroup(total: Local, body: Code[]): Code[] {
+    const from = this.#from, sum = this.#sum, { at, end, sums } = this.block;
+    return [
+      from.set(at.get),
+      sum.set(sums.get),
+      loop(i32.lessUnsigned(from.get, end.get), [
+        total.set(this.f.ints(0)),
+        ...body,
+        increase(from, 4 * this.group),
+        increase(sum, 4),
+      ]),
+    ];
+  }
+
+  /** Elements 4 · i to 4 · i + 3 of a group. */
+  #four(i: number): Code {
+    return v128.load(16 * i)(this.#from.get);
+  }
+}
+
 /** Builds `WasmKernels.roundRow_…` for such blocks. */
 export function roundSuperRow(blocks: SimdBlocks) {
   const { group, elements } = blocks;
@@ -62,51 +161,18 @@ export function roundSuperRow(blocks: SimdBlocks) {
     most: "f32",
   });
   const { x, k, most } = f.parameters;
-  const [at, end, from, to, quants, sums, sum, scales] = times(
-    8,
-    () => f.local("i32"),
-  );
-  const [largest, size, total, four, scale, ...words] = times(
-    7,
-    () => f.local("v128"),
-  );
-  const peak = f.local("f32"), roots = f.local("f32"), unit = f.local("f32");
-  const addresses = rounded(blocks, x.get, k.get);
-  const load = (i: number) => v128.load(16 * i)(from.get);
-  const integers = (i: number) =>
-    i32x4.truncate(f32x4.nearest(f32x4.mul(load(i), scale.get)));
-  const eachGroup = (body: Code[]): Code[] => [
-    from.set(at.get),
-    sum.set(sums.get),
-    loop(i32.lessUnsigned(from.get, to.get), [
-      total.set(f.ints(0)),
-      ...body,
-      increase(from, 4 * group),
-      increase(sum, 4),
-    ]),
-  ];
+  const [at, end, quants, sums, scales] = times(5, () => f.local("i32"));
+  const to = rounded(blocks, x.get, k.get);
+  const block = new BlockRounder(f, group, { at, end, sums });
+  const { peak, roots } = block;
   return f.finish([
     at.set(x.get),
-    end.set(addresses.quants),
-    quants.set(addresses.quants),
-    sums.set(addresses.sums),
-    scales.set(addresses.scales),
-    loop(i32.lessUnsigned(at.get, end.get), [
-      to.set(i32.add(at.get, i32.const(4 * elements))),
-      largest.set(f.floats(0)),
-      size.set(f.floats(0)),
-      ...eachGroup([
-        ...times(group / 4, (i) => [
-          four.set(load(i)),
-          total.set(f32x4.add(total.get, four.get)),
-          four.set(f32x4.abs(four.get)),
-          largest.set(f32x4.max(largest.get, four.get)),
-          size.set(f32x4.add(size.get, f32x4.sqrt(four.get))),
-        ]).flat(),
-        f32.store()(sum.get, lanes(f32.add, total)),
-      ]),
-      peak.set(lanes(f32.max, largest)),
-      roots.set(lanes(f32.add, size)),
+    quants.set(to.quants),
+    sums.set(to.sums),
+    scales.set(to.scales),
+    loop(i32.lessUnsigned(at.get, to.quants), [
+      end.set(i32.add(at.get, i32.const(4 * elements))),
+      ...block.measure(),
       branch(
         i32.and(
           f32.lessEqual(
@@ -115,37 +181,14 @@ export function roundSuperRow(blocks: SimdBlocks) {
           ),
           f32.lessEqual(peak.get, f32.const(1 / LEAST)),
         ),
-        [
-          peak.set(f32.max(peak.get, f32.const(LEAST))),
-          scale.set(f32x4.splat(f32.div(f32.const(LARGEST), peak.get))),
-          unit.set(f32.div(peak.get, f32.const(LARGEST))),
-          ...eachGroup([
-            ...times(group / 16, (t) => [
-              ...words.flatMap((eight, i) => [
-                four.set(integers(4 * t + 2 * i)),
-                size.set(integers(4 * t + 2 * i + 1)),
-                total.set(
-                  i32x4.add(total.get, i32x4.add(four.get, size.get)),
-                ),
-                eight.set(i16x8.narrow(four.get, size.get)),
-              ]),
-              ...twoBytes(f, words).map((half, i) =>
-                v128.store(32 * t + 16 * i)(quants.get, half)
-              ),
-            ]).flat(),
-            total.set(f32x4.convert(total.get)),
-            f32.store()(sum.get, f32.mul(lanes(f32.add, total), unit.get)),
-            increase(quants, 2 * group),
-          ]),
-          f32.store()(scales.get, unit.get),
-        ],
+        block.round(quants, scales),
         [
           f32.store()(scales.get, f32.const(0)),
           increase(quants, 2 * elements),
         ],
       ),
-      at.set(to.get),
-      sums.set(sum.get),
+      at.set(end.get),
+      increase(sums, 4 * elements / group),
       increase(scales, 4),
     ]),
   ]);
