@@ -143,7 +143,7 @@ Deno.test("chunks of steps double up to a maximum, unless one took long", () => 
   assertEquals([after(32, 20, false), after(64, 20, false)], [64, 64]);
   const apart = (steps: number, ms: number) =>
     nextChunk(steps, ms, { readsAtOnce: false, readsApart: true });
-  assertEquals([apart(2, 1), apart(4, 3.9), apart(4, 4)], [4, 8, 4]);
+  assertEquals([apart(2, 1), apart(4, 15.9), apart(4, 16)], [4, 8, 4]);
   assertEquals(apart(32, 1), 32);
 });
 

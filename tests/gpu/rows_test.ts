@@ -1,17 +1,16 @@
 import { assert, assertEquals } from "@std/assert";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
-import { openDevice } from "../../lib/device/open_device.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
 import type { RowText } from "../../lib/model/rows.ts";
 import { resolveSampling } from "../../lib/model/sampling.ts";
 import { compileAll } from "../../lib/webgpu/pipeline.ts";
-import { gpuTest } from "../support/gpu.ts";
+import { gpuTest, openTested } from "../support/gpu.ts";
 
 const TINY = new URL("../fixtures/tiny-tied-bf16/", import.meta.url).href;
 
 gpuTest("the first two texts compile what more will need", async () => {
   await using checkpoint = await openCheckpoint(TINY);
-  using gpu = await openDevice();
+  using gpu = await openTested();
   using runner = await GpuRunner.load(gpu, checkpoint, {
     context: 64,
     cacheDtype: "f32",
