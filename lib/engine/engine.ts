@@ -79,10 +79,10 @@ export interface EngineParts {
 const MOST_UNREAD = 512;
 
 /**
- * The most steps together when there are several requests, so that the next one joins
- * soon. Not measured: replies of 100 tokens then leave their slot unused for 4 % of them.
+ * The most steps together while requests wait for a slot, or one has a mask and takes one of
+ * them. Not measured: replies of 100 tokens then leave their slot unused for 4 % of them.
  */
-const STEPS_TOGETHER = 8;
+const FEW_STEPS = 8;
 
 /**
  * Prompt tokens between two chunks of decode steps: at first, at most, at least, and how
@@ -203,7 +203,8 @@ export class Engine implements Disposable {
   /** Whether a request came since the last step began. */
   #hasNews = false;
   #disposed?: Error;
-  #steps: number;
+  /** Steps together, by the rows of the pass. */
+  readonly #steps = new Map<number, number>();
   #reading = READING.first;
   #promptTokens = 0;
   #cachedTokens = 0;
@@ -229,7 +230,6 @@ export class Engine implements Disposable {
       mostPages: rows.mostPages,
       rowsFor: (count) => rows.rowsFor(count),
     });
-    this.#steps = rows.firstSteps;
   }
 
   /** Whether there is something to compute. */
@@ -238,19 +238,30 @@ export class Engine implements Disposable {
     return running + waiting > 0;
   }
 
+  /** Whether there is no request, not even one that is paused. */
+  get isEmpty(): boolean {
+    return this.#requests.size === 0 && !this.isBusy;
+  }
+
   /** How many tokens of a prompt a request would find in the cache. */
   cachedTokens(tokens: readonly number[]): number {
     return this.#pages.known(tokens, tokens.length - 1);
   }
 
   /**
-   * @ignore Lets the cache grow until it has room for a text of so many positions; only while
-   * nothing computes.
+   * @ignore Lets the cache grow until it has room for texts of so many positions each, or is
+   * as large as it may be; only while nothing computes.
    *
    * @throws {MemoryError} if the device has too little memory.
    */
-  async reserve(positions: number): Promise<void> {
-    const { rows } = this.#parts, wanted = this.#pages.pagesFor(positions);
+  async reserve(positions: readonly number[]): Promise<void> {
+    const { rows } = this.#parts;
+    const kept = positions.length > 1 ? 1 : 0; // one for each of several that join
+    const pages = positions.reduce(
+      (sum, one) => sum + this.#pages.pagesFor(one) + kept,
+      0,
+    );
+    const wanted = Math.min(this.#mostPages, pages);
     if (wanted > rows.pages) await this.#addPages(wanted);
   }
 
@@ -377,10 +388,7 @@ export class Engine implements Disposable {
     for (const { entry } of this.#gone) if (entry) this.#leave(entry);
     this.#gone.clear();
     const { rows } = this.#parts, began = performance.now();
-    const { running, waiting } = this.#scheduler.counts;
-    const steps = running + waiting <= 1
-      ? this.#steps
-      : Math.min(this.#steps, STEPS_TOGETHER);
+    const steps = this.#stepsNext();
     await this.#makeRoom(steps);
     this.#hasNews = false;
     const step = this.#scheduler.next({
@@ -408,10 +416,22 @@ export class Engine implements Disposable {
     }
     const ms = performance.now() - began;
     if (step.readings.length > 0) this.#adaptReading(ms);
-    else if (taken === this.#steps) {
-      this.#steps = rows.nextSteps(this.#steps, ms);
+    else if (taken === this.#steps.get(texts.length)) {
+      this.#steps.set(texts.length, rows.nextSteps(taken, ms));
     }
     texts.forEach((request, row) => request && this.#accept(request, ids[row]));
+  }
+
+  /** How many steps to take together next, at most. */
+  #stepsNext(): number {
+    const { rows, slots } = this.#parts;
+    const { running, waiting } = this.#scheduler.counts;
+    const count = rows.rowsFor(Math.max(1, Math.min(running + waiting, slots)));
+    const steps = this.#steps.get(count) ?? rows.firstSteps;
+    this.#steps.set(count, steps);
+    const isShort = running + waiting > slots ||
+      running + waiting > 1 && this.#requests.values().some(({ mask }) => mask);
+    return isShort ? Math.min(steps, FEW_STEPS) : steps;
   }
 
   /** Whether to go on with the chunk: no request has left, and none could join. */
