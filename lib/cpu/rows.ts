@@ -8,7 +8,12 @@ import type { Qwen3Config } from "../checkpoint/config.ts";
 import { cachedParts } from "../formats/cached.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import type { CachePass } from "../model/kv_cache.ts";
-import type { Rows, RowsSize, RowText } from "../model/rows.ts";
+import {
+  firstPages,
+  type Rows,
+  type RowsSize,
+  type RowText,
+} from "../model/rows.ts";
 import {
   adjustsLogits,
   allowedNext,
@@ -48,14 +53,16 @@ export class CpuRows implements Rows {
     readonly config: Qwen3Config,
     readonly forward: Forward,
     readonly dtype: CpuCacheDtype,
-    { slots, context, positions, firstPositions }: Required<RowsSize>,
+    size: RowsSize & { positions: number },
     /** @throws {MemoryError} if there is no room for so many positions. */
     readonly requireRoom: (positions: number) => void,
   ) {
-    this.#slots = slots;
-    this.context = context;
-    this.mostPages = Math.ceil(positions / PAGE);
-    this.pages = Math.ceil(firstPositions / PAGE);
+    this.#slots = size.slots;
+    this.context = size.context;
+    const { pages, mostPages } = firstPages(size, PAGE);
+    this.mostPages = mostPages;
+    requireRoom(pages * PAGE);
+    this.pages = pages;
     this.#cache = this.#created(this.pages);
   }
 

@@ -6,7 +6,13 @@
 import { turn } from "../dispatch/rests.ts";
 import { MemoryError } from "../errors.ts";
 import { type GenerateOptions, Run, type RunParts } from "../generate.ts";
-import type { Rows, RowText } from "../model/rows.ts";
+import {
+  pagesOf,
+  roomOf,
+  type Rows,
+  type RowsRoom,
+  type RowText,
+} from "../model/rows.ts";
 import {
   faultText,
   type SampledTokens,
@@ -249,20 +255,25 @@ export class Engine implements Disposable {
   }
 
   /**
-   * @ignore Lets the cache grow until it has room for texts of so many positions each, or is
-   * as large as it may be; only while nothing computes.
+   * @ignore Whether the cache has room for texts of so many positions each, or is as large as
+   * it may be.
+   */
+  hasRoom(positions: readonly number[]): boolean {
+    return this.#pagesOf(positions) <= this.#parts.rows.pages;
+  }
+
+  /**
+   * @ignore Lets the cache grow until it {@linkcode hasRoom}; only while nothing computes.
    *
    * @throws {MemoryError} if the device has too little memory.
    */
   async reserve(positions: readonly number[]): Promise<void> {
-    const { rows } = this.#parts;
-    const kept = positions.length > 1 ? 1 : 0; // one for each of several that join
-    const pages = positions.reduce(
-      (sum, one) => sum + this.#pages.pagesFor(one) + kept,
-      0,
-    );
-    const wanted = Math.min(this.#mostPages, pages);
-    if (wanted > rows.pages) await this.#addPages(wanted);
+    if (this.hasRoom(positions)) return;
+    await this.#addPages(this.#pagesOf(positions), roomOf(positions));
+  }
+
+  #pagesOf(positions: readonly number[]): number {
+    return Math.min(this.#mostPages, pagesOf(positions, this.#pages.size));
   }
 
   /** What it does now, and sums over all requests. */
@@ -477,9 +488,9 @@ export class Engine implements Disposable {
   }
 
   /** Adds pages to the cache, so that there are `pages`. */
-  async #addPages(pages: number): Promise<void> {
+  async #addPages(pages: number, asked?: RowsRoom): Promise<void> {
     const { rows } = this.#parts;
-    await rows.grow(pages);
+    await rows.grow(pages, asked);
     this.#pages.grow(rows.pages);
   }
 

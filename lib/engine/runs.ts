@@ -229,11 +229,12 @@ export class Runs {
       const each = asked.map(({ tokens, maxTokens }) =>
         tokens.length + maxTokens - 1
       );
-      positions.push(...each);
+      const longest = each.sort((a, b) => b - a).slice(0, MOST_SLOTS);
+      positions.push(...longest);
     }
     this.#waiting++;
     try {
-      this.#endIfSmaller(asked.length);
+      this.#endIfSmaller(positions, asked.length);
       this.#engine ??= this.#begin(positions, asked.length);
       const engine = await this.#engine;
       if (positions.length > 0) { // another run may have begun the engine
@@ -245,11 +246,15 @@ export class Runs {
     }
   }
 
-  /** Ends an engine that does nothing, if it has too few slots. */
-  #endIfSmaller(slots: number): void {
+  /**
+   * Ends an engine that does nothing, if it is too small: a larger one takes less memory than
+   * both caches while one is copied.
+   */
+  #endIfSmaller(positions: readonly number[], slots: number): void {
     const engine = this.#started;
     if (!engine?.isEmpty || this.#waiting > 1) return;
-    if (engine.stats.slots >= Math.min(slots, MOST_SLOTS)) return;
+    const hasSlots = engine.stats.slots >= Math.min(slots, MOST_SLOTS);
+    if (hasSlots && engine.hasRoom(positions)) return;
     this.#engine = this.#started = undefined;
     engine[Symbol.dispose]();
   }

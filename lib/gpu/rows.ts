@@ -19,7 +19,14 @@ import type { Matrix } from "../formats/matrix.ts";
 import { familyOf } from "../model/families.ts";
 import type { Weights } from "../model/family.ts";
 import type { CachePass } from "../model/kv_cache.ts";
-import type { Rows, RowsSize, RowText } from "../model/rows.ts";
+import {
+  firstPages,
+  roomOf,
+  type Rows,
+  type RowsRoom,
+  type RowsSize,
+  type RowText,
+} from "../model/rows.ts";
 import {
   allowedNext,
   historyOf,
@@ -180,23 +187,28 @@ export class GpuRows implements Rows {
   static async create(
     ops: GpuOps,
     weights: Weights<Matrix<Tensor>>,
-    { slots, context, positions, firstPositions, dtype, paces, readRows }:
-      & Required<RowsSize>
+    { dtype, paces, readRows, requireRoom, ...size }:
+      & RowsSize
       & {
+        positions: number;
         dtype: CacheDtype;
         paces: Paces;
         readRows: number;
+        requireRoom: GpuRows["requireRoom"];
       },
   ): Promise<GpuRows> {
-    const pages = Math.ceil(firstPositions / PAGE);
-    const mostPages = Math.ceil(positions / PAGE);
+    const { slots, context, firstTexts } = size;
+    const { pages, mostPages } = firstPages(size, PAGE);
+    requireRoom(pages * PAGE, dtype);
     const most = 2 ** Math.ceil(Math.log2(slots)); // rows of the largest pass
-    const size = { slots: most, context, pages, dtype };
-    const cache = await createCache(ops, size);
+    const asked = firstTexts && roomOf(firstTexts);
+    const all = { slots: most, context, pages, dtype };
+    const cache = await createCache(ops, all, asked);
     const made = new GpuRows(ops, weights, paces, readRows, cache, {
       pages,
       mostPages,
     });
+    made.requireRoom = requireRoom;
     await made.#reader.prepare(READBACKS);
     return made;
   }
@@ -358,11 +370,11 @@ export class GpuRows implements Rows {
     this.onWidened?.();
   }
 
-  async grow(pages: number): Promise<void> {
+  async grow(pages: number, asked?: RowsRoom): Promise<void> {
     const { dtype, context, layers, flags } = this.#cache;
     this.requireRoom(pages * PAGE, dtype);
     const size = { slots: this.#slots, context, pages, dtype };
-    const cache = await createCache(this.#ops, size);
+    const cache = await createCache(this.#ops, size, asked);
     const { gpu: { device }, config } = this.#ops;
     const encoder = device.createCommandEncoder();
     const partsOf = (pages: number) => {
@@ -703,9 +715,10 @@ async function createCache(
     pages: number;
     dtype: CacheDtype;
   },
+  asked?: RowsRoom,
 ): Promise<GpuKvCache> {
   const whole = Math.ceil(context / PAGE) * PAGE;
   const paging = { page: PAGE, pages: pages + 1 };
-  const sequences = slots + 1, options = { paging };
+  const sequences = slots + 1, options = { paging, asked };
   return await GpuKvCache.create(gpu, config, sequences, whole, dtype, options);
 }

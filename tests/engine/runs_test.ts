@@ -242,7 +242,7 @@ eachDevice("a batch runs beside others with its seeds", async (device) => {
 
 eachDevice("the cache grows as runs need it", async (device) => {
   using qwen = await loadQwen3(undefined, { device, precision: "f32" });
-  const made = sharedBy(qwen, { firstPositions: 144 });
+  const made = sharedBy(qwen, { firstTexts: [144] });
   const long = (from: number) =>
     Array.from({ length: 150 }, (_, i) => 300 + (from + 7 * i) % 900);
   const options = { ...GREEDY, maxTokens: 4 };
@@ -258,7 +258,7 @@ eachDevice("the cache grows as runs need it", async (device) => {
   const short = prompts.map((prompt) => idsOf(qwen.generate(prompt, some)));
   await short[0];
   const [size] = made.sizes, [rows] = made.rows, first = made.pages;
-  assert(size.firstPositions! <= 1024); // a short prompt takes no whole context
+  assert(Math.max(...size.firstTexts!) <= 1024); // a short prompt takes no whole context
   assertEquals(first, Math.ceil(144 / rows.page));
   const together = await Promise.all(
     [0, 1, 2].map((from) => idsOf(qwen.generate(long(from), options))),
@@ -272,7 +272,7 @@ Deno.test("a cache that can't grow ends only the runs that it can't hold", async
   using qwen = await loadQwen3(undefined, { device: "cpu" });
   const { runner } = qwen, { rows } = runner;
   runner.rows = async function (size) {
-    const made = await rows.call(this, { ...size, firstPositions: 144 });
+    const made = await rows.call(this, { ...size, firstTexts: [144] });
     made.grow = (pages) => {
       throw new MemoryError(`no memory for ${pages} pages`);
     };
@@ -372,7 +372,7 @@ eachDevice("runs that paused go on if there is no memory", async (device) => {
 
 eachDevice("a run goes on if a cache can't grow for it", async (device) => {
   using qwen = await loadQwen3(undefined, { device, precision: "f32" });
-  const made = sharedBy(qwen, { firstPositions: 192 });
+  const made = sharedBy(qwen, { firstTexts: [192] });
   const options = { ...GREEDY, maxTokens: 12 };
   const long = Array.from({ length: 200 }, (_, i) => 300 + i);
   const alone = await idsOf(qwen.generate(long, options));

@@ -139,7 +139,7 @@ eachDevice("pages are added, and the others stay", async (device) => {
     const options = { temperature: 0, maxTokens: 30 };
     const prompt = Array.from({ length: 50 }, (_, i) => 300 + i);
     const { ids, sampling } = await alone(qwen, prompt, options);
-    const size = { slots: 2, context: 192, firstPositions: 96 };
+    const size = { slots: 2, context: 192, firstTexts: [96] };
     using rows = await qwen.runner.rows(size);
     const { page } = rows;
     assertEquals([rows.pages, rows.mostPages], [96 / page, 384 / page]);
