@@ -85,7 +85,7 @@ gpuTest("a batch that the device has no memory for is refused", async () => {
   const error = await assertRejects(() => read(run), MemoryError);
   assertMatch(
     error.message,
-    /^Cannot allocate keys and values of 16 sequences × 1024 tokens × \d+ bytes: Test GPU has no memory for \d+ bytes besides the \d+ in use, there must be fewer sequences or tokens; with kv q8_0 the cache takes \d+ bytes \(Not enough memory\)$/,
+    /^Cannot allocate keys and values of 16 sequences × 1023 tokens × \d+ bytes: Test GPU has no memory for \d+ bytes besides the \d+ in use, there must be fewer sequences or tokens; with kv q8_0 the cache takes \d+ bytes \(Not enough memory\)$/,
   );
   assertEquals(qwen.runner.gpu.allocated, before);
   // The device still works, so the model stays on it.
