@@ -297,8 +297,7 @@ export class CpuRunner implements Runner {
       this.weights,
       ids(tokens),
       cache,
-      all,
-      ends && ids(ends),
+      { all, ends: ends && ids(ends), states: ends !== undefined },
     );
     using slices = this.ops.inSlices(whole);
     let next = slices.next();

@@ -10,7 +10,7 @@
  */
 import { LOGPROB_WORDS } from "../../kernels/sample_logprobs.ts";
 import { firstChunk, nextChunk } from "../dispatch/chunks.ts";
-import { chooseReadPass, dispatchWork } from "../dispatch/pass_rows.ts";
+import { choosePass, dispatchWork, paddedTo } from "../dispatch/pass_rows.ts";
 import { LONGEST_WAIT_MS, Rests, turns } from "../dispatch/rests.ts";
 import { chooseSampling } from "../dispatch/sampling.ts";
 import { DeviceError } from "../errors.ts";
@@ -236,16 +236,14 @@ export class GpuRows implements Rows {
       cache.table.subarray(slot * pagesEach),
     );
     for (let at = begin; at < end;) {
-      const { tokens, padded } = chooseReadPass(
+      const { tokens, padded } = choosePass(
         { begin: at, left: end - at, room: cache.context },
         readRows,
         paces.work,
         gpu.software,
       );
       const { plan, input } = await this.#recorded(slot, 1, padded);
-      const ids = new Uint32Array(padded);
-      ids.set(text.tokens.slice(at, at + tokens));
-      input.write(0, ids);
+      input.write(0, paddedTo(padded, text.tokens.slice(at, at + tokens)));
       cache.placesOnDevice.write(4 * slot, Uint32Array.of(at));
       const part = { begin: at, tokens: padded };
       await paces.prompt.run(
@@ -583,7 +581,8 @@ export class GpuRows implements Rows {
       cache.record(shape);
     };
     begin();
-    const verbs = forward(ops, this.weights, input, cache, false, ends);
+    const wanted = { ends, states: reads };
+    const verbs = forward(ops, this.weights, input, cache, wanted);
     let verb = verbs.next();
     for (; !verb.done; verb = verbs.next(verb.value)) {
       yield;

@@ -237,18 +237,34 @@ Deno.test("a software renderer gets passes whose dispatches are short", () => {
     attention: 4096,
   };
   const passes = (length: number, software: boolean, all = false) =>
-    promptPasses(length, 2048, work, { software, all });
+    promptPasses(length, 2048, work, { software, all, room: 2 ** 20 });
   assertEquals(passes(5000, false), [
-    { begin: 0, tokens: 2048 },
-    { begin: 2048, tokens: 2048 },
-    { begin: 4096, tokens: 904 },
+    { begin: 0, tokens: 2048, padded: 2048 },
+    { begin: 2048, tokens: 2048, padded: 2048 },
+    { begin: 4096, tokens: 904, padded: 960 },
   ]);
-  assertEquals(passes(5000, false, true), passes(5000, false));
-  assertEquals(passes(70, true), [
-    { begin: 0, tokens: 32 },
-    { begin: 32, tokens: 32 },
-    { begin: 64, tokens: 6 },
+  assertEquals(passes(5000, false, true).at(-1), {
+    begin: 4096,
+    tokens: 904,
+    padded: 904,
+  });
+  assertEquals(passes(69, true), [
+    { begin: 0, tokens: 32, padded: 32 },
+    { begin: 32, tokens: 32, padded: 32 },
+    { begin: 64, tokens: 5, padded: 6 },
   ]);
+  for (const room of [904, 905, 960, 1000]) {
+    const options = { software: false, all: false, room: 100 + room };
+    let begin = 100;
+    for (
+      const pass of promptPasses(1004, 2048, work, { ...options, cached: 100 })
+    ) {
+      assertEquals(pass.begin, begin);
+      assert(pass.padded >= pass.tokens && begin + pass.padded <= options.room);
+      begin += pass.tokens;
+    }
+    assertEquals(begin, 1004);
+  }
   assertEquals(passes(3, true, true).map(({ tokens }) => tokens), [1, 1, 1]);
   for (const [length, most] of [[40_000, 2 ** 28], [9, 2 ** 28]]) {
     let begin = 0;

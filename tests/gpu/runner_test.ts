@@ -1,9 +1,11 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { DeviceError } from "../../lib/errors.ts";
 import { loadQwen3, type Qwen3 } from "../../lib/load.ts";
+import { GpuOps } from "../../lib/gpu/ops.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
 import { resolveSampling } from "../../lib/model/sampling.ts";
 import { fastClock } from "../support/fast_clock.ts";
+import { relativeError } from "../support/golden.ts";
 import { gpuTest } from "../support/gpu.ts";
 
 const TINY = new URL("../fixtures/tiny-tied-bf16/", import.meta.url).href;
@@ -98,6 +100,63 @@ gpuTest(
     const first = shown.indexOf("wait");
     assert(shown.slice(0, first).includes("submit"), shown.join());
     assertEquals(shown[first + 1], 1);
+  },
+);
+
+gpuTest(
+  "prompts are padded to few lengths, and their logits stay",
+  async () => {
+    const context = 90;
+    for (const precision of ["f32", "auto"] as const) {
+      using qwen = await loadQwen3(TINY, { device: "gpu", precision, context });
+      const { vocabSize } = qwen.config;
+      const prompt = Array.from(
+        { length: context },
+        (_, i) => (7 + 5 * i) % 99,
+      );
+      const exact = await qwen.logits(prompt, { all: true });
+      const { embed } = GpuOps.prototype;
+      const rows = new Set<number>();
+      let recorded = 0;
+      GpuOps.prototype.embed = function (table, tokens) {
+        recorded++;
+        rows.add(tokens.shape[0]);
+        return embed.call(this, table, tokens);
+      };
+      try {
+        // One short of a size, and all of the context, where there is no room for padding.
+        const lengths = [
+          1,
+          3,
+          5,
+          11,
+          23,
+          33,
+          34,
+          37,
+          39,
+          40,
+          65,
+          79,
+          87,
+          89,
+          90,
+        ];
+        for (const n of lengths) {
+          const end = n * vocabSize;
+          const error = relativeError(
+            await qwen.logits(prompt.slice(0, n)),
+            exact.subarray(end - vocabSize, end),
+          );
+          assert(error < 1e-3, `${n} tokens, ${precision}: ${error}`);
+        }
+      } finally {
+        GpuOps.prototype.embed = embed;
+      }
+      // A software renderer takes fewer rows at a time.
+      assertEquals(recorded, rows.size);
+      assert(recorded <= 10, `${[...rows]}`);
+    }
   },
 );
 
