@@ -10,6 +10,7 @@ import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import type { CachePass } from "../model/kv_cache.ts";
 import {
   firstPages,
+  type RowPart,
   type Rows,
   type RowsSize,
   type RowText,
@@ -111,7 +112,11 @@ export class CpuRows implements Rows {
     this.#cache.reset(lengths);
   }
 
-  async read(text: RowText, begin: number, end: number): Promise<void> {
+  async read(parts: readonly RowPart[]): Promise<void> {
+    for (const part of parts) await this.#read(part);
+  }
+
+  async #read({ text, begin, end }: RowPart): Promise<void> {
     const first = this.#slots;
     for (let at = begin; at < end; at += CPU_PASS_ROWS) {
       const ids = text.tokens.slice(at, Math.min(end, at + CPU_PASS_ROWS));

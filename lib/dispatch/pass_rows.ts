@@ -159,6 +159,60 @@ export function choosePass(
   return { begin, tokens: Math.min(left, padded), padded };
 }
 
+/**
+ * The most tokens of a text that is read together with others. Not measured: longer ones
+ * fill a pass by themselves.
+ */
+const MOST_SHORT = 128;
+/** The fewest tokens that such texts are padded to, so that there are few passes. */
+const LEAST_SHORT = 16;
+
+/** Tokens of a text that are read, and the pages of its positions. */
+export interface ReadRange extends Readonly<Record<"begin" | "end", number>> {
+  readonly pages: readonly number[];
+}
+
+/**
+ * Divides parts of texts, in their order, into passes of several short ones, each padded to
+ * as many tokens, and of one. A text that begins in pages which others of a pass fill waits
+ * for the next. Passes have up to `rows` rows, and texts `room` positions.
+ */
+export function readTogether(
+  parts: readonly ReadRange[],
+  { rows, room, page, work, software }: {
+    rows: number;
+    room: number;
+    page: number;
+    work: ModelWork;
+    software: boolean;
+  },
+): { count: number; tokens: number }[] {
+  const groups: { count: number; tokens: number }[] = [];
+  const filled = new Set<number>();
+  for (const { begin, end, pages } of parts) {
+    const last = groups.at(-1), before = Math.floor(begin / page);
+    const isShort = end - begin <= MOST_SHORT && begin + MOST_SHORT <= room;
+    const tokens = isShort
+      ? Math.max(LEAST_SHORT, powerOf2(end - begin))
+      : Infinity;
+    const each = Math.max(tokens, last?.tokens ?? 0);
+    const most = software ? softwareRows(begin, rows, work, false) : rows;
+    const joins = last && each * powerOf2(last.count + 1) <= most &&
+      !pages.slice(0, before).some((at) => filled.has(at));
+    if (joins) {
+      last.count++;
+      last.tokens = each;
+    } else {
+      groups.push({ count: 1, tokens });
+      filled.clear();
+    }
+    for (const at of pages.slice(before)) filled.add(at);
+  }
+  return groups;
+}
+
+const powerOf2 = (least: number) => 2 ** Math.ceil(Math.log2(least));
+
 /** Token ids for a pass of `padded` rows: the last one fills it up. */
 export function paddedTo(
   padded: number,

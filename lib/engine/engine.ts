@@ -407,9 +407,10 @@ export class Engine implements Disposable {
       first: rows.firstSteps,
       reading: this.#reading,
     });
-    for (const { entry, begin, end } of step.readings) {
-      await rows.read(this.#requests.get(entry)!, begin, end);
-    }
+    await rows.read(step.readings.map(({ entry, begin, end }) => ({
+      text: this.#requests.get(entry)!,
+      ...{ begin, end },
+    })));
     if (step.steps === 0) {
       this.#give();
       await turn();

@@ -10,7 +10,12 @@
  */
 import { LOGPROB_WORDS } from "../../kernels/sample_logprobs.ts";
 import { firstChunk, nextChunk } from "../dispatch/chunks.ts";
-import { choosePass, dispatchWork, paddedTo } from "../dispatch/pass_rows.ts";
+import {
+  choosePass,
+  dispatchWork,
+  paddedTo,
+  readTogether,
+} from "../dispatch/pass_rows.ts";
 import { LONGEST_WAIT_MS, Rests, turns } from "../dispatch/rests.ts";
 import { chooseSampling } from "../dispatch/sampling.ts";
 import { DeviceError } from "../errors.ts";
@@ -22,6 +27,7 @@ import type { CachePass } from "../model/kv_cache.ts";
 import {
   firstPages,
   roomOf,
+  type RowPart,
   type Rows,
   type RowsRoom,
   type RowsSize,
@@ -166,7 +172,7 @@ export class GpuRows implements Rows {
     this.pages = pages;
     this.mostPages = mostPages;
     this.context = cache.context;
-    this.#slots = cache.sequences - 1;
+    this.#slots = cache.sequences / 2;
     const size = {
       sequences: this.#slots,
       vocab: config.vocabSize,
@@ -225,35 +231,68 @@ export class GpuRows implements Rows {
     return 2 ** Math.ceil(Math.log2(count));
   }
 
-  async read(text: RowText, begin: number, end: number): Promise<void> {
-    const { paces, readRows } = this, cache = this.#cache;
-    const { gpu } = this.#ops, slot = this.#slots;
-    cache.setPages(slot, text.pages.map(inCache));
-    const { pagesEach, sequences } = cache,
-      table = sequences + slot * pagesEach;
-    cache.placesOnDevice.write(
-      4 * table,
-      cache.table.subarray(slot * pagesEach),
-    );
-    for (let at = begin; at < end;) {
-      const { tokens, padded } = choosePass(
-        { begin: at, left: end - at, room: cache.context },
-        readRows,
-        paces.work,
-        gpu.software,
-      );
-      const { plan, input } = await this.#recorded(slot, 1, padded);
-      input.write(0, paddedTo(padded, text.tokens.slice(at, at + tokens)));
-      cache.placesOnDevice.write(4 * slot, Uint32Array.of(at));
-      const part = { begin: at, tokens: padded };
-      await paces.prompt.run(
-        plan,
-        { length: at },
-        (dispatch) => dispatchWork(dispatch, paces.work, part),
-      );
-      gpu.check();
-      at += tokens;
+  async read(parts: readonly RowPart[]): Promise<void> {
+    const { paces: { work }, readRows } = this, { context } = this.#cache;
+    const { software } = this.#ops.gpu;
+    const how = { rows: readRows, room: context, page: PAGE, work, software };
+    const ranges = parts.map(({ text: { pages }, begin, end }) => ({
+      ...{ pages, begin, end },
+    }));
+    let at = 0;
+    for (const { count, tokens } of readTogether(ranges, how)) {
+      const some = parts.slice(at, at += count);
+      if (count > 1) await this.#readSeveral(some, tokens);
+      else await this.#readOne(some[0]);
     }
+  }
+
+  async #readOne({ text, begin, end }: RowPart): Promise<void> {
+    const { paces, readRows } = this, { context } = this.#cache;
+    const { gpu } = this.#ops;
+    for (let at = begin; at < end;) {
+      const left = end - at, place = { begin: at, left, room: context };
+      const pass = choosePass(place, readRows, paces.work, gpu.software);
+      at += pass.tokens;
+      await this.#readSeveral(
+        [{ text, begin: pass.begin, end: at }],
+        pass.padded,
+      );
+    }
+  }
+
+  /** Reads parts of texts in one pass, each padded to so many tokens. */
+  async #readSeveral(
+    parts: readonly RowPart[],
+    padded: number,
+  ): Promise<void> {
+    const cache = this.#cache, { pagesEach, sequences } = cache;
+    const { paces } = this, first = this.#slots, { gpu } = this.#ops;
+    const count = this.rowsFor(parts.length);
+    const ids = new Uint32Array(count * padded);
+    const lengths = new Uint32Array(count);
+    for (let i = 0; i < count; i++) {
+      const { text: { tokens, pages }, begin, end } = parts[i] ?? parts[0];
+      ids.set(paddedTo(padded, tokens.slice(begin, end)), i * padded);
+      const isPadding = i >= parts.length;
+      cache.setPages(first + i, isPadding ? [] : pages.map(inCache));
+      lengths[i] = isPadding ? 0 : begin;
+    }
+    const { plan, input } = await this.#recorded(first, count, padded);
+    input.write(0, ids);
+    const places = cache.placesOnDevice, table = first * pagesEach;
+    places.write(4 * first, lengths);
+    places.write(
+      4 * (sequences + table),
+      cache.table.subarray(table, table + count * pagesEach),
+    );
+    const begin = lengths.reduce((a, b) => Math.max(a, b));
+    const work = { begin, tokens: count * padded };
+    await paces.prompt.run(
+      plan,
+      { length: begin },
+      (dispatch) => dispatchWork(dispatch, paces.work, work),
+    );
+    gpu.check();
   }
 
   async decode(
@@ -569,7 +608,7 @@ export class GpuRows implements Rows {
       return tensor;
     };
     const input = reads
-      ? owned("prompt", new Uint32Array(shape.tokens))
+      ? owned("prompt", new Uint32Array(shape.sequences * shape.tokens))
       : this.#state.tokens.rows(shape.sequences);
     const ends = reads
       ? owned("last row", Uint32Array.of(shape.tokens - 1))
@@ -705,7 +744,7 @@ const keyOf = ({ first, sequences, tokens }: CachePass): string =>
 /** Page 0 of the cache is that of rows without a text, and of padding. */
 const inCache = (page: number): number => page + 1;
 
-/** A cache of `slots` texts, and of one that is being read. */
+/** A cache of `slots` texts, and of as many that are being read. */
 async function createCache(
   { gpu, config }: GpuOps,
   { slots, context, pages, dtype }: {
@@ -718,6 +757,6 @@ async function createCache(
 ): Promise<GpuKvCache> {
   const whole = Math.ceil(context / PAGE) * PAGE;
   const paging = { page: PAGE, pages: pages + 1 };
-  const sequences = slots + 1, options = { paging, asked };
+  const sequences = 2 * slots, options = { paging, asked };
   return await GpuKvCache.create(gpu, config, sequences, whole, dtype, options);
 }

@@ -21,6 +21,13 @@ export interface RowText {
   readonly mask?: TokenMask;
 }
 
+/** Tokens `begin` to `end` of a text. */
+export interface RowPart {
+  readonly text: RowText;
+  readonly begin: number;
+  readonly end: number;
+}
+
 /** The size of {@linkcode Rows}. */
 export interface RowsSize {
   /** The most texts at a time. */
@@ -82,8 +89,11 @@ export interface Rows extends Paging, Disposable {
   grow(pages: number, asked?: RowsRoom): Promise<void>;
   /** The rows of a pass for `count` texts. */
   rowsFor(count: number): number;
-  /** Caches the keys and values of tokens `begin` to `end` of a text. */
-  read(text: RowText, begin: number, end: number): Promise<void>;
+  /**
+   * Caches the keys and values of parts of texts. What comes later may continue what comes
+   * earlier, in pages that they share.
+   */
+  read(parts: readonly RowPart[]): Promise<void>;
   /**
    * Starts up to `steps` steps of the texts by row; there are {@linkcode rowsFor} rows. Stops
    * early when `goesOn` says so, and when all texts have a mask. Returns the steps that
