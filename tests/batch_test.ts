@@ -265,6 +265,41 @@ eachDevice(
   },
 );
 
+Deno.test("more prompts than are computed at a time wait for the others", async () => {
+  using qwen = await loadQwen3(undefined, { device: "cpu" });
+  const options = { temperature: 0, maxTokens: 3, ignoreEos: true };
+  const prompts = promptsOf(70), alone = await oneByOne(qwen, prompts, options);
+  const memory: number[] = [];
+  for (let round = 0; round < 3; round++) {
+    const together = await read(qwen.generateBatch(prompts, options));
+    assertEquals(together, alone);
+    memory.push(qwen.memoryBytes);
+  }
+  assertEquals(memory[2], memory[1]);
+});
+
+eachDevice(
+  "a batch has log probabilities as its prompts alone",
+  async (load) => {
+    using qwen = await load();
+    const options = { temperature: 0, maxTokens: 5, logprobs: 2 };
+    const prompts = promptsOf(3);
+    const { sequences } = await qwen.generateBatch(prompts, options);
+    for (const [s, { tokenIds, logprobs }] of sequences.entries()) {
+      const alone = await qwen.generate(prompts[s], options);
+      assertEquals(tokenIds, alone.tokenIds);
+      for (const [i, { top, ...own }] of logprobs!.entries()) {
+        const { top: expected, ...one } = alone.logprobs![i];
+        assertEquals(
+          top.map(({ tokenId }) => tokenId),
+          expected.map(({ tokenId }) => tokenId),
+        );
+        assert(Math.abs(own.logprob - one.logprob) < 1e-3);
+      }
+    }
+  },
+);
+
 gpuTest("batches free their memory on the device", async () => {
   using qwen = await loadQwen3(undefined, { device: "gpu" });
   assert(qwen.runner instanceof GpuRunner);

@@ -295,7 +295,7 @@ export class DebugRunner implements Runner {
     const { forward } = familyOf(config);
     const last = Uint32Array.of(chunk.length - 1);
     using ends = Tensor.create(gpu, "u32", [1], last, "ends");
-    const wanted = { all, ends, states };
+    const wanted = { all, states, ends: states ? ends : undefined };
     finish(forward(recording, this.gpu.weights, input, cache, wanted));
     let result = new Float32Array();
     for (const step of steps) {

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { turn } from "../dispatch/rests.ts";
+import { turn, turns } from "../dispatch/rests.ts";
 import { MemoryError } from "../errors.ts";
 import { type GenerateOptions, Run, type RunParts } from "../generate.ts";
 import {
@@ -366,6 +366,7 @@ export class Engine implements Disposable {
   async #run(): Promise<void> {
     if (this.#running) return;
     this.#running = true;
+    await turns(1); // those that come at the same time begin together
     try {
       while (this.#requests.size > 0) {
         await this.#parts.exclusive(() => this.#step());

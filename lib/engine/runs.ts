@@ -247,12 +247,12 @@ export class Runs {
   }
 
   /**
-   * Ends an engine that does nothing, if it is too small: a larger one takes less memory than
-   * both caches while one is copied.
+   * Ends an engine that does nothing, if it is too small for several prompts: a larger one
+   * takes less memory than both caches while one is copied.
    */
   #endIfSmaller(positions: readonly number[], slots: number): void {
     const engine = this.#started;
-    if (!engine?.isEmpty || this.#waiting > 1) return;
+    if (slots < 2 || !engine?.isEmpty || this.#waiting > 1) return;
     const hasSlots = engine.stats.slots >= Math.min(slots, MOST_SLOTS);
     if (hasSlots && engine.hasRoom(positions)) return;
     this.#engine = this.#started = undefined;

@@ -74,6 +74,20 @@ const LONG_STEP_MS = 3;
  */
 const AHEAD_MS = 16;
 
+/**
+ * How much work the device must have for the thread to wait for a timer, which may be late by
+ * a few milliseconds. Not measured.
+ */
+const SPARE_MS = 5;
+
+/**
+ * Milliseconds without a timer after which the thread waits for one if it can, and after which
+ * it does in any case. Turns of the event loop by messages run no sockets: requests and
+ * replies of a server would wait for up to 61 of them (bench/log.md, "Requests that come
+ * together").
+ */
+const TURN_MS = { soon: 8, most: 50 };
+
 /** A recorded pass. */
 interface Pass {
   readonly plan: Plan;
@@ -144,6 +158,8 @@ export class GpuRows implements Rows {
   readonly #stepMs = new WeakMap<Pass, number>();
   #ahead?: Piece;
   #started?: Started;
+  /** When a timer last fired. */
+  #turned = 0;
   /** Called when the cache was replaced by one of f32. */
   onWidened?: () => void;
   /** Compiles in several threads where that pays off; elsewhere asks for no shaders. */
@@ -348,16 +364,28 @@ export class GpuRows implements Rows {
 
   /** Whether to submit no more steps; waits while the device has enough to do. */
   async #isOver(
-    { step: { pass }, began, steps }: Started,
+    started: Started,
     goesOn: () => boolean,
   ): Promise<boolean> {
-    if (steps === 0) return false;
-    const each = this.#stepMs.get(pass) ?? 0;
-    const left = steps * each - (performance.now() - began);
-    if (left > AHEAD_MS) {
-      await new Promise((resolve) => setTimeout(resolve, left - AHEAD_MS));
-    } else await turns(1);
+    if (started.steps === 0) return false;
+    const left = this.#leftMs(started), now = performance.now();
+    const since = now - this.#turned;
+    const { soon, most } = TURN_MS;
+    if (left > AHEAD_MS) await this.#sleep(left - AHEAD_MS);
+    else if (since > (left > SPARE_MS ? soon : most)) await this.#sleep(0);
+    else await turns(1);
     return !goesOn();
+  }
+
+  /** How long the device will work on what was submitted, as far as is known. */
+  #leftMs({ step: { pass }, began, steps }: Started): number {
+    const each = this.#stepMs.get(pass) ?? 0;
+    return steps * each - (performance.now() - began);
+  }
+
+  async #sleep(ms: number): Promise<void> {
+    await new Promise((resolve) => setTimeout(resolve, ms));
+    this.#turned = performance.now();
   }
 
   /** How many steps to submit together next. */
@@ -377,6 +405,8 @@ export class GpuRows implements Rows {
       const commands = this.#encode(step, count, false);
       this.#ahead = { step, steps: count, commands };
     }
+    const left = this.#leftMs(started);
+    if (left > SPARE_MS) await this.#sleep(left - SPARE_MS);
     const called = performance.now();
     const arriving = this.#reader.readEach(begins, steps);
     this.#waited(started, called);
@@ -546,6 +576,7 @@ export class GpuRows implements Rows {
   }
 
   async #sealed(plan: Plan): Promise<void> {
+    if (plan.shaders.length === 0) return;
     await this.compile(plan.shaders);
     plan.seal();
   }

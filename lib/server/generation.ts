@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { turn } from "../dispatch/rests.ts";
 import type { GenerateOptions, Piece } from "../generate.ts";
 import {
   encodePromptInParts,
@@ -92,6 +93,8 @@ export class Generation implements AsyncIterable<Step> {
       const one = await inTurns(param, parts, signal);
       encoded.set(prompt, new ReadyPrompt(prompt, one));
     }
+    // Requests that come together begin together: their sockets are read meanwhile.
+    if (service.queue.running === 0) await turn();
     const ready = asked.map((one) => ({
       ...one,
       prompt: encoded.get(one.prompt)!,

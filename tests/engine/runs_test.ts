@@ -430,9 +430,12 @@ eachDevice("engines and runs go on at the same time", async (device) => {
     qwen.generate("A dog", options),
     engine.submit("A dog", options),
   ];
+  const batch = qwen.generateBatch(["A dog", "Tom", "A dog"], options);
   for (const ids of await Promise.all(runs.map(idsOf))) {
     assertEquals(ids, alone);
   }
+  const { sequences } = await batch;
+  for (const s of [0, 2]) assertEquals(sequences[s].tokenIds, alone);
 });
 
 gpuTest("no memory is left of runs that shared the device", async () => {
