@@ -3,7 +3,6 @@
  *
  * @module
  */
-import { turn } from "../dispatch/rests.ts";
 import type { GenerateOptions, Piece } from "../generate.ts";
 import {
   encodePromptInParts,
@@ -12,7 +11,7 @@ import {
 } from "../text/prompt.ts";
 import { ApiError, refusing } from "./errors.ts";
 import type { Place } from "./queue.ts";
-import { inTurns } from "./rests.ts";
+import { inTurns, turn } from "./rests.ts";
 import { type Service, sourceOf } from "./service.ts";
 import { DemandedCall, type Reading } from "./structured.ts";
 
