@@ -461,15 +461,19 @@ export class Engine implements Disposable {
 
   /** Lets the cache grow if requests need more pages than there are. */
   async #makeRoom(steps: number): Promise<void> {
-    const { rows } = this.#parts, missing = this.#scheduler.missing(steps);
-    if (missing > 0 && rows.pages < this.#mostPages) {
-      const wanted = rows.pages + missing, { pages } = rows;
-      const sizes = [2 * pages, Math.ceil(1.25 * pages), wanted];
-      for (const size of sizes) {
-        if (size >= wanted && await this.#grow(size)) break;
+    const { rows } = this.#parts, { pages } = rows;
+    let most = Math.max(1, this.#scheduler.counts.waiting);
+    // If there is no memory for all that wait, then perhaps for some.
+    for (let grown = false; !grown && most >= 1; most = Math.floor(most / 2)) {
+      const missing = this.#scheduler.missing(steps, most);
+      if (missing === 0 || pages >= this.#mostPages) break;
+      const wanted = pages + missing;
+      for (const size of [2 * pages, Math.ceil(1.25 * pages), wanted]) {
+        grown = size >= wanted && await this.#grow(size);
+        if (grown) break;
       }
-      if (this.#full) this.#mostPages = rows.pages;
     }
+    if (this.#full) this.#mostPages = rows.pages;
     if (!this.#full) return;
     for (const entry of this.#scheduler.tooLong) {
       this.#requests.get(entry)!.fail(this.#full);

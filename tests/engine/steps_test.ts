@@ -221,6 +221,7 @@ Deno.test("whoever leaves has no steps after those that are under way", async ()
       ender.abort();
       return false;
     }).catch(() => []);
+    await turns(2); // otherwise they begin together, and one waits
     const second = read(engine, asking([4, 5], 3));
     assertEquals(await second, expected(asking([4, 5], 3)));
     await first;
