@@ -604,8 +604,13 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     return y;
   }
 
-  lastRow(x: Tensor, { pass: { tokens } }: KvCache<Tensor>): Tensor {
+  lastRow(
+    x: Tensor,
+    { pass: { tokens } }: KvCache<Tensor>,
+    ends?: Tensor,
+  ): Tensor {
     if (tokens === 1) return x;
+    if (ends) return this.#gather(x, ends);
     const [rows] = x.shape;
     const last = Uint32Array.from(
       { length: rows / tokens },

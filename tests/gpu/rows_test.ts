@@ -38,7 +38,7 @@ gpuTest("the first two texts compile what more will need", async () => {
   });
   const decode = async (count: number) => {
     const texts = Array.from({ length: count }, (_, i) => text(i));
-    for (let i = 0; i < count; i++) await rows.read(texts[i], 0, 2);
+    for (const text of texts) await rows.read([{ text, begin: 0, end: 2 }]);
     const before = compiled;
     await rows.decode(texts, 1);
     const ids = await rows.take();
