@@ -19,7 +19,7 @@ const scope = globalThis as unknown as {
 };
 
 /** Calls of Dawn that settle later, by the interface that they belong to. */
-export const ASYNC_CALLS: Readonly<Record<string, readonly string[]>> = {
+const ASYNC_CALLS: Readonly<Record<string, readonly string[]>> = {
   GPU: ["requestAdapter"],
   GPUAdapter: ["requestDevice"],
   GPUBuffer: ["mapAsync"],
@@ -32,7 +32,7 @@ export const ASYNC_CALLS: Readonly<Record<string, readonly string[]>> = {
   GPUShaderModule: ["getCompilationInfo"],
 };
 
-/** Interfaces whose prototypes have the calls of {@linkcode ASYNC_CALLS}. */
+/** Dawn's interfaces by name. */
 type Interfaces = Readonly<
   Record<string, { prototype: object } | undefined>
 >;
@@ -76,9 +76,9 @@ export function paceTicks(interfaces: Interfaces): void {
   };
   const call = (run: () => unknown) => {
     called = performance.now();
+    if (pending) due = Math.min(due, called + LEAST_MS);
     if (timer !== undefined) { // it would be late for this call
       clearTimeout(timer);
-      due = called + LEAST_MS;
       wait();
     }
     return within(run);
