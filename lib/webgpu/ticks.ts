@@ -42,7 +42,7 @@ export function paceTicks(interfaces: Interfaces): void {
   const turn = scope.setImmediate;
   let pending: Tick | undefined;
   let timer: ReturnType<typeof setTimeout> | undefined;
-  let called = 0, due = 0;
+  let called = 0, first = false, due = 0;
 
   // Dawn finds `setImmediate` by its name, in its calls and in its ticks.
   const within = <T>(run: () => T): T => {
@@ -58,8 +58,8 @@ export function paceTicks(interfaces: Interfaces): void {
     pending = tick;
     const waited = performance.now() - called;
     const pause = Math.min(MOST_MS, Math.max(LEAST_MS, SHARE * waited));
-    // The first look comes at once: it may be done.
-    due = waited < LEAST_MS ? 0 : performance.now() + pause;
+    due = first ? 0 : performance.now() + pause; // it may be done at once
+    first = false;
     wait();
   };
   const wait = () => {
@@ -76,6 +76,7 @@ export function paceTicks(interfaces: Interfaces): void {
   };
   const call = (run: () => unknown) => {
     called = performance.now();
+    first = true;
     if (pending) due = Math.min(due, called + LEAST_MS);
     if (timer !== undefined) { // it would be late for this call
       clearTimeout(timer);
