@@ -1,4 +1,7 @@
-import { chooseDecodeAttention } from "../lib/dispatch/attention.ts";
+import {
+  chooseDecodeAttention,
+  decodeBytes,
+} from "../lib/dispatch/attention.ts";
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import type { AttendTarget } from "../lib/dispatch/keys.ts";
 import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
@@ -173,12 +176,14 @@ const BATCH_STEP = {
  * GROUP of its query heads (SHARES workgroups take all of them), and one of `splits`
  * splits of the keys (flash decoding, https://pytorch.org/blog/flash-decoding/).
  *
- * A key group of KEY_LANES threads shares a key. Each thread holds pairs of elements
- * half a head apart, of q, the key, the value and the result, so norm, RoPE and scores
- * need sums over these lanes only. Each key group goes through its own keys, STEPS at a
- * time, with a running maximum (online softmax, https://arxiv.org/abs/1805.02867). Their
- * results are summed by shuffles within a lane group of LANES, then over the workgroup
- * after the only barrier.
+ * NORM_LANES threads norm and rotate a vector: q of each head, and the new key and value,
+ * which they leave in workgroup memory. Then a key group of KEY_LANES threads shares a key.
+ * Each thread holds pairs of elements half a head apart, of q, the key, the value and the
+ * result, so norm, RoPE and scores need sums over these lanes only. Splits take turns at
+ * tiles of STEPS keys per key group, each of which has a running maximum (online softmax,
+ * https://arxiv.org/abs/1805.02867). Their results are summed by shuffles within a lane
+ * group of LANES, then, with the new value, over the workgroup after the second of two
+ * barriers.
  *
  * With one split the result is written directly. With several, their results
  * `[m, heads, splits, headDim]` go behind the `m` rows of `y`, maxima and sums into `state`
@@ -317,12 +322,13 @@ export const attendDecode = defineKernel<DecodeCase>({
       const keyLanes = 2 ** LOG_KEY_LANES;
       const lanes = SUBGROUPS ? 2 ** LOG_LANES : keyLanes;
       const heads = group / SHARES;
+      const { once, laneGroup } = decodeBytes(headDim, heads);
       // A lane holds its part of q and of the sum per head, and of k and v per step.
       const values = headDim / keyLanes * (2 * heads + STEPS);
       const most = 4 * MOST_IN_FLIGHT;
       return {
         threads: WORKGROUP,
-        bytes: 4 * WORKGROUP / lanes * heads * (headDim + 2) +
+        bytes: once + WORKGROUP / lanes * laneGroup +
           (SUBGROUPS ? 0 : 4 * WORKGROUP),
         problem: group % SHARES
           ? `SHARES is ${SHARES}, must divide the ${group} query heads of a kv head`

@@ -222,6 +222,20 @@ function beginsAt(context: ContextClass | undefined, rows: number): number {
 }
 
 /**
+ * Bytes of workgroup memory that decode attention takes for `heads` query heads: for them,
+ * the new key and value, and for the results of each lane group.
+ */
+export function decodeBytes(
+  headDim: number,
+  heads: number,
+): { once: number; laneGroup: number } {
+  return {
+    once: 4 * (heads + 2) * headDim + 8 * heads,
+    laneGroup: 4 * heads * (headDim + 2),
+  };
+}
+
+/**
  * Sizes a workgroup's threads, lanes and heads to fit registers and workgroup memory. Keys
  * in q8_0 are half as many bytes as in f16, so a lane loads twice as many at a time where
  * splits are long; that was not measured.
@@ -243,8 +257,9 @@ function layoutConstants(
   let SHARES = Math.min(group, Math.max(least, Math.ceil(group / most)));
   while (group % SHARES) SHARES++;
   const laneCount = 2 ** (lanes.SUBGROUPS ? lanes.LOG_LANES : LOG_KEY_LANES);
-  const bytes = 4 * (group / SHARES) * (headDim + 2) + 4 * laneCount;
-  const room = limits.maxComputeWorkgroupStorageSize / bytes;
+  const { once, laneGroup } = decodeBytes(headDim, group / SHARES);
+  const room = (limits.maxComputeWorkgroupStorageSize - once) /
+    (laneGroup + 4 * laneCount);
   const laneGroups = 2 **
     Math.floor(Math.log2(Math.min(MOST_LANE_GROUPS, room)));
   return {
