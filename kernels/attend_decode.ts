@@ -77,6 +77,10 @@ const fetch = (x: string, at: string) => /* wgsl */ `
     }
   }`;
 
+// Half h of the pair p that a lane has of the key or value of step s.
+const cachedPair = (x: string, h: number) =>
+  `(@if CACHE == "q8_0" { values_of(${x}s[s * UNITS + p / PER][${h} * 2 + p % PER]) } @else { element(${x}s[(s * UNITS + p / PER) * 2 + ${h}], p % PER) })`;
+
 // Place of a lane's pair p of a vector that NORM_LANES lanes norm.
 const NORM_PLACE = "p * NORM_LANES + norm_lane";
 
@@ -102,19 +106,20 @@ const QUANTIZED = /* wgsl */ `
       }
     }`;
 
-// Merges the results of `count` groups for element i % WIDTH of head i / WIDTH.
-const gather = (count: string) => /* wgsl */ `
-  let g = i / WIDTH;
-  var high = LOW;
-  @unroll for (var j = 0; j < ${count}; j++) { high = max(high, stat[j * GROUP + g].x); }
-  var all = 0.0;
-  var sum = E();
-  @unroll for (var j = 0; j < ${count}; j++) {
-    let weight = exp(stat[j * GROUP + g].x - high);
-    all += weight * stat[j * GROUP + g].y;
-    sum += weight * sums[j * GROUP * WIDTH + i];
-  }
-  let head = row * heads + wg.y * GROUP + g;`;
+// Sums what the threads that share an element of the result have of it.
+const addParts = /* wgsl */ `
+    @unroll for (var b = 0; b < LOG_PARTS; b++) {
+      all += subgroupShuffleXor(all, LANES >> (b + 1u));
+      sum += subgroupShuffleXor(sum, LANES >> (b + 1u));
+    }`;
+const highestPart = (x: string) => /* wgsl */ `
+    @unroll for (var b = 0; b < LOG_PARTS; b++) { ${x} = max(${x}, subgroupShuffleXor(${x}, LANES >> (b + 1u))); }`;
+// Declares which element of the result a thread shares, and with which part of the sums.
+const ELEMENT = /* wgsl */ `
+    let i = min(first + column, GROUP * WIDTH - 1u);
+    let own = first + column < GROUP * WIDTH && part == 0u;
+    let g = i / WIDTH;
+    let head = row * heads + wg.y * GROUP + g;`;
 
 const fetchAll = (x: string) => /* wgsl */ `
   let ${x}_units = min(arrayLength(&${x}), left);
@@ -260,8 +265,6 @@ export const attendDecode = defineKernel<DecodeCase>({
     const LOG_KEY_GROUPS = LOG_LANES - LOG_KEY_LANES;
     const SCATTER = ELEMENTS % (1 << LOG_KEY_GROUPS) === 0 ? 1 : 0;
     const LANE_GROUPS = WORKGROUP / LANES;
-    const COLUMNS = Math.min(GROUP * WIDTH, WORKGROUP);
-    const SLICES = Math.floor(WORKGROUP / COLUMNS);
     // Lanes that norm a vector, a pair of elements at a time.
     const LOG_NORM_LANES = c.SUBGROUPS
       ? Math.min(LOG_LANES, Math.ceil(Math.log2(WIDTH / 2)))
@@ -272,7 +275,10 @@ export const attendDecode = defineKernel<DecodeCase>({
     const PARTS = c.SUBGROUPS
       ? Math.max(
         1,
-        Math.min(4, LANES / 4, LANE_GROUPS, 2 ** Math.floor(Math.log2(SLICES))),
+        Math.min(
+          ...[4, LANES / 4, LANE_GROUPS],
+          2 ** Math.floor(Math.log2(WORKGROUP / (GROUP * WIDTH))),
+        ),
       )
       : 1;
     return {
@@ -290,9 +296,6 @@ export const attendDecode = defineKernel<DecodeCase>({
       SCATTER,
       KEPT: SCATTER ? ELEMENTS >> LOG_KEY_GROUPS : ELEMENTS,
       LANE_GROUPS,
-      COLUMNS,
-      SLICES,
-      PLACES: Math.max(LANE_GROUPS, c.MERGE ? SLICES : 0),
       LOG_NORM_LANES,
       NORM_LANES,
       NORM_GROUPS,
@@ -353,8 +356,8 @@ ${HEADS}
 ${STATE}
 const TILE = STEPS * KEYS;
 const LOW = ${LOW}; // below every score
-var<workgroup> sums: array<E, PLACES * GROUP * WIDTH>;
-var<workgroup> stat: array<vec2f, (PLACES + 1u) * GROUP>; // maximum and sum of weights
+var<workgroup> sums: array<E, LANE_GROUPS * GROUP * WIDTH>;
+var<workgroup> stat: array<vec2f, (LANE_GROUPS + 1u) * GROUP>; // maximum and sum of weights
 var<workgroup> vectors: array<E, (GROUP + 2u) * WIDTH>; // q of each head, the new key and value
 @if MERGE { var<workgroup> before: u32; }
 
@@ -543,46 +546,39 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
     let score = norm_sum(dots, tid);
     if (norm_lane == 0u && n < GROUP) {
-      stat[PLACES * GROUP + n] = vec2f(select(LOW, score, last_split), select(0.0, 1.0, last_split));
+      stat[LANE_GROUPS * GROUP + n] = vec2f(select(LOW, score, last_split), select(0.0, 1.0, last_split));
     }
   }
 
-  @split var q: array<E, GROUP * ELEMENTS>;
   @split var acc: array<E, GROUP * ELEMENTS>;
   @split var top: array<f32, GROUP>;
   @split var total: array<f32, GROUP>;
-  @unroll for (var g = 0; g < GROUP; g++) {
-    @unroll for (var p = 0; p < PAIRS; p++) {
-      let i = ${PLACE};
-      let at = g * WIDTH + min(i, HALF - 1u);
-      q[g * ELEMENTS + 2 * p] = select(E(), vectors[at], i < HALF);
-      q[g * ELEMENTS + 2 * p + 1] = select(E(), vectors[at + HALF], i < HALF);
-    }
-    top[g] = LOW;
-  }
+  @unroll for (var g = 0; g < GROUP; g++) { top[g] = LOW; }
 
   for (var t0 = begin; t0 < position; t0 += stride) {
     @split var score: array<f32, GROUP * STEPS>;
-    @unroll for (var s = 0; s < STEPS; s++) {
+    // naga zeros a variable once, not in each round.
+    @unroll for (var i = 0; i < GROUP * STEPS; i++) { score[i] = 0.0; }
+    @unroll for (var p = 0; p < PAIRS; p++) {
+      let i = ${PLACE};
+      let at = min(i, HALF - 1u);
+      @split var q: array<E, 2 * GROUP>;
       @unroll for (var g = 0; g < GROUP; g++) {
-        var sum = 0.0;
-        @if CACHE == "q8_0" {
-          @unroll for (var i = 0; i < UNITS; i++) {
-            var dots = 0.0;
-            @unroll for (var e = 0; e < 2 * PER; e++) {
-              dots += dot(q[g * ELEMENTS + 2 * i * PER + e], values_of(ks[s * UNITS + i][e % 2 * 2 + e / 2]));
-            }
-            sum += kd[s * UNITS + i] * dots;
-          }
-        } @else {
-          @unroll for (var p = 0; p < PAIRS; p++) {
-            @unroll for (var h = 0; h < 2; h++) {
-              sum += dot_of(q[g * ELEMENTS + 2 * p + h], element(ks[(s * UNITS + p / PER) * 2 + h], p % PER));
-            }
-          }
-        }
-        score[g * STEPS + s] = key_sum(sum, tid);
+        q[2 * g] = vectors[g * WIDTH + at];
+        q[2 * g + 1] = vectors[g * WIDTH + at + HALF];
       }
+      @unroll for (var s = 0; s < STEPS; s++) {
+        let a = ${cachedPair("k", 0)};
+        let b = ${cachedPair("k", 1)};
+        @unroll for (var g = 0; g < GROUP; g++) {
+          let both = dot_of(q[2 * g], a) + dot_of(q[2 * g + 1], b);
+          @if CACHE == "q8_0" { score[g * STEPS + s] += select(0.0, kd[s * UNITS + p / PER] * both, i < HALF); }
+          @else { score[g * STEPS + s] += select(0.0, both, i < HALF); }
+        }
+      }
+    }
+    @unroll for (var s = 0; s < STEPS; s++) {
+      @unroll for (var g = 0; g < GROUP; g++) { score[g * STEPS + s] = key_sum(score[g * STEPS + s], tid); }
     }
     @unroll for (var g = 0; g < GROUP; g++) {
       var high = top[g];
@@ -599,19 +595,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         @unroll for (var g = 0; g < GROUP; g++) {
           let weight = exp(score[g * STEPS + s] - top[g]);
           total[g] += weight;
-          @if CACHE == "q8_0" {
-            @unroll for (var i = 0; i < UNITS; i++) {
-              let scaled = weight * vd[s * UNITS + i];
-              @unroll for (var e = 0; e < 2 * PER; e++) {
-                acc[g * ELEMENTS + 2 * i * PER + e] += scaled * values_of(vs[s * UNITS + i][e % 2 * 2 + e / 2]);
-              }
-            }
-          } @else {
-            @unroll for (var p = 0; p < PAIRS; p++) {
-              @unroll for (var h = 0; h < 2; h++) {
-                acc[g * ELEMENTS + 2 * p + h] += weight * element(vs[(s * UNITS + p / PER) * 2 + h], p % PER);
-              }
-            }
+          @unroll for (var p = 0; p < PAIRS; p++) {
+            @if CACHE == "q8_0" { let factor = weight * vd[s * UNITS + p / PER]; } @else { let factor = weight; }
+            acc[g * ELEMENTS + 2 * p] += factor * ${cachedPair("v", 0)};
+            acc[g * ELEMENTS + 2 * p + 1] += factor * ${cachedPair("v", 1)};
           }
         }
       }
@@ -683,13 +670,11 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let part = lane / (LANES / PARTS);
   let column = lane_group * (LANES / PARTS) + lane % (LANES / PARTS);
   for (var first = 0u; first < GROUP * WIDTH; first += WORKGROUP / PARTS) {
-    let i = min(first + column, GROUP * WIDTH - 1u);
-    let own = first + column < GROUP * WIDTH && part == 0u;
-    let g = i / WIDTH;
-    let fresh = stat[PLACES * GROUP + g];
+${ELEMENT}
+    let fresh = stat[LANE_GROUPS * GROUP + g];
     var high = fresh.x;
     @unroll for (var j = 0; j < LANE_GROUPS / PARTS; j++) { high = max(high, stat[(j * PARTS + part) * GROUP + g].x); }
-    @unroll for (var b = 0; b < LOG_PARTS; b++) { high = max(high, subgroupShuffleXor(high, LANES >> (b + 1u))); }
+${highestPart("high")}
     var all = 0.0;
     var sum = E();
     @unroll for (var j = 0; j < LANE_GROUPS / PARTS; j++) {
@@ -698,14 +683,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       all += weight * stat[at + g].y;
       sum += weight * sums[at * WIDTH + i];
     }
-    @unroll for (var b = 0; b < LOG_PARTS; b++) {
-      all += subgroupShuffleXor(all, LANES >> (b + 1u));
-      sum += subgroupShuffleXor(sum, LANES >> (b + 1u));
-    }
+${addParts}
     let weight = exp(fresh.x - high) * fresh.y;
     all += weight;
     sum += weight * vectors[(GROUP + 1u) * WIDTH + i % WIDTH];
-    let head = row * heads + wg.y * GROUP + g;
     if (groups.x == 1u) { finish(head * WIDTH + i % WIDTH, sum / all, own); }
     else if (own) {
       y_put(partial + (head * groups.x + wg.x) * WIDTH + i % WIDTH, sum);
@@ -727,24 +708,21 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       if (workgroupUniformLoad(&before) + 1u == groups.x) {
         storageBarrier();
         if (tid == 0u) { atomicStore(&state[counter], 0u); } // ready for the next step
-        let first_column = tid % COLUMNS;
-        let share = tid / COLUMNS;
-        for (var i = first_column; i < GROUP * WIDTH && share < SLICES; i += COLUMNS) {
-          let g = i / WIDTH;
-          let head = row * heads + wg.y * GROUP + g;
+        for (var first = 0u; first < GROUP * WIDTH; first += WORKGROUP / PARTS) {
+${ELEMENT}
           let at = partial + head * groups.x * WIDTH + i % WIDTH;
           var high = LOW;
           var all = 0.0;
           var sum = E();
-          for (var s0 = share; s0 < groups.x; s0 += SLICES * BATCH) {
-            @split var part: array<E, BATCH>;
+          for (var s0 = part; s0 < groups.x; s0 += PARTS * BATCH) {
+            @split var have: array<E, BATCH>;
             @split var most: array<f32, BATCH>;
             @split var many: array<f32, BATCH>;
             @unroll for (var j = 0; j < BATCH; j++) {
-              let s = min(s0 + j * SLICES, groups.x - 1u);
+              let s = min(s0 + j * PARTS, groups.x - 1u);
               most[j] = bitcast<f32>(atomicLoad(&state[split_of(head, groups.x, s)]));
               many[j] = bitcast<f32>(atomicLoad(&state[split_of(head, groups.x, s) + 1u]));
-              part[j] = y_at(at + s * WIDTH);
+              have[j] = y_at(at + s * WIDTH);
             }
             var higher = high;
             @unroll for (var j = 0; j < BATCH; j++) { higher = max(higher, most[j]); }
@@ -753,21 +731,20 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
             all *= shrink;
             sum *= shrink;
             @unroll for (var j = 0; j < BATCH; j++) {
-              if (s0 + j * SLICES < groups.x) {
+              if (s0 + j * PARTS < groups.x) {
                 let weight = exp(most[j] - high);
                 all += weight * many[j];
-                sum += weight * part[j];
+                sum += weight * have[j];
               }
             }
           }
-          sums[share * GROUP * WIDTH + i] = sum;
-          if (i % WIDTH == 0u) { stat[share * GROUP + g] = vec2f(high, all); }
-        }
-        workgroupBarrier();
-        for (var first = 0u; first < GROUP * WIDTH; first += WORKGROUP) {
-          let i = min(first + tid, GROUP * WIDTH - 1u);
-          ${gather("SLICES")}
-          finish(head * WIDTH + i % WIDTH, sum / all, first + tid < GROUP * WIDTH);
+          var highest = high;
+${highestPart("highest")}
+          let shrink = exp(high - highest);
+          all *= shrink;
+          sum *= shrink;
+${addParts}
+          finish(head * WIDTH + i % WIDTH, sum / all, own);
         }
       }
     }
