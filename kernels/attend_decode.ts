@@ -106,6 +106,16 @@ const QUANTIZED = /* wgsl */ `
       }
     }`;
 
+// Declares a sum over 2^log neighboring lanes; without subgroups over LANES.
+const sumOver = (name: string, log: string) => /* wgsl */ `
+fn ${name}(v: f32, tid: u32) -> f32 {
+  @if SUBGROUPS {
+    var s = v;
+    @unroll for (var b = 0; b < ${log}; b++) { s += subgroupShuffleXor(s, 1u << b); }
+    return s;
+  } @else { return lanes_sum(v, tid); }
+}`;
+
 // Sums what the threads that share an element of the result have of it.
 const addParts = /* wgsl */ `
     @unroll for (var b = 0; b < LOG_PARTS; b++) {
@@ -401,21 +411,8 @@ fn fetch(worker: u32, workers: u32) {
 }
 
 fn dot_of(a: E, b: E) -> f32 { @if VEC == 4 { return dot(a, b); } @else { return a * b; } }
-fn key_sum(v: f32, tid: u32) -> f32 {
-  @if SUBGROUPS {
-    var s = v;
-    @unroll for (var b = 0; b < LOG_KEY_LANES; b++) { s += subgroupShuffleXor(s, 1u << b); }
-    return s;
-  } @else { return lanes_sum(v, tid); }
-}
-
-fn norm_sum(v: f32, tid: u32) -> f32 {
-  @if SUBGROUPS {
-    var s = v;
-    @unroll for (var b = 0; b < LOG_NORM_LANES; b++) { s += subgroupShuffleXor(s, 1u << b); }
-    return s;
-  } @else { return lanes_sum(v, tid); }
-}
+${sumOver("key_sum", "LOG_KEY_LANES")}
+${sumOver("norm_sum", "LOG_NORM_LANES")}
 
 @if CACHE == "q8_0" {
 // The largest size of the 32 values of a block; 0 if there is no such block.
