@@ -107,6 +107,13 @@ export const i16x8 = {
   narrow: simd(0x85),
   /** Eight signed bytes. */
   loadBytes: access(0xfd, 0x01),
+  /** Products of the first and last eight signed bytes. */
+  multiplyBytes: [simd(0x9c), simd(0x9d)],
+  /**
+   * Sums of two products of neighbors in i8x16. The second operand's bytes may count as
+   * unsigned unless they are below 128.
+   */
+  relaxedDot: simd(0x112),
 };
 
 export const i32x4 = {

@@ -6,7 +6,13 @@
  *
  * @module
  */
-import type { Format, SimdBlocks, SimdReader } from "../formats/format.ts";
+import type {
+  Format,
+  ReadScales,
+  SimdBlocks,
+  SimdIntegers,
+  SimdReader,
+} from "../formats/format.ts";
 import {
   branch,
   type Code,
@@ -28,6 +34,7 @@ import {
   bitsOf,
   factorBytes,
   isShifted,
+  isSuper,
   Rounded,
   type Rounding,
   spanOf,
@@ -46,6 +53,8 @@ export interface Relaxed {
   mulAdd: MulAdd;
   /** `i8x16.swizzle`, with indices below 16 or from 128 on. */
   swizzle: (bytes: Code, indices: Code) => Code;
+  /** Sums of two neighboring products of signed bytes, and of ones below 128, as words. */
+  dotBytes: (signed: Code, below128: Code) => Code;
   /** Bits of quants that `i32x4.relaxedDotAdd` multiplies right; absent if it is not there. */
   bits?: 7 | 8;
 }
@@ -58,15 +67,17 @@ export const roundingOf = (blocks: SimdBlocks, { bits }: Relaxed): Rounding =>
  * Bytes of work space that `dotBlocks` takes: for its rows, what minimums add to y, and
  * the rows' factors.
  */
-export const dotScratch = ({ group }: SimdBlocks, k: number): number =>
-  DOT_ROWS * 16 * (1 + Math.ceil(k / group / 4));
+export const dotScratch = (blocks: SimdBlocks, k: number): number => {
+  const factors = isSuper(blocks) ? blocks.elements : k;
+  return DOT_ROWS * 16 * (1 + Math.ceil(factors / blocks.group / 4));
+};
 
 /** Parameters: the addresses of the planes of quants, then of scales. */
 const PLANES = ["w0", "w1", "w2", "w3"] as const;
 type PlaneName = (typeof PLANES)[number];
 
 /** What kernels for one format have in common. */
-class Reader<Parameter extends string> {
+export class Reader<Parameter extends string> {
   readonly f: FunctionBuilder<Parameter | PlaneName>;
   /** The parameters with the addresses of the planes of quants, and of scales. */
   readonly quants: readonly Local[];
@@ -123,6 +134,11 @@ class Reader<Parameter extends string> {
     ];
   }
 
+  /** New vectors for the quants of a unit. */
+  vectors(): Local[] {
+    return this.format.simd.bits.map(() => this.f.local("v128"));
+  }
+
   /** New locals for the planes. */
   locals(): { quants: Local[]; scales: Local[] } {
     const make = () => this.f.local("i32");
@@ -142,28 +158,18 @@ class Reader<Parameter extends string> {
   ): Code[] {
     const { format: { simd: blocks } } = this, end = this.#end, [out] = outs;
     const step = (mask?: Code): Code[] => {
-      const { kept, values } = this.#writer.write((simd) =>
-        blocks.factors<Code>(simd, (plane, as, byte = 0) => {
-          const at = planes[plane].get;
-          if (as === "words") return v128.load(byte)(at);
-          if (as === "word") return v128.loadSplat32(byte)(at);
-          if (as === "half") return v128.loadSplat16(byte)(at);
-          if (as === "halves") return i32x4.loadHalves(byte)(at);
-          const bytes = v128.loadZero32(byte)(at);
-          return i32x4.extendLow(i16x8.extendLow(bytes));
-        })
-      );
       const masked = (value: Code) => mask ? v128.and(value, mask) : value;
-      const elements = 4 * values.length * blocks.group;
+      const { code, vectors } = this.nextFactors(
+        planes,
+        (scale, min, byte) => take(masked(scale), min && masked(min), byte),
+      );
+      const elements = 4 * vectors * blocks.group;
       return [
-        ...kept,
-        ...values.flatMap(({ scale, min }, i) =>
-          take(masked(scale), min && masked(min), 16 * i)
-        ),
+        ...code,
         ...planes.map((plane, i) =>
           increase(plane, blocks.scaleBytes[i] * elements / blocks.elements)
         ),
-        ...outs.map((out) => increase(out, 16 * values.length)),
+        ...outs.map((out) => increase(out, 16 * vectors)),
       ];
     };
     const shift = Math.log2(4 * blocks.group) - 4;
@@ -175,13 +181,66 @@ class Reader<Parameter extends string> {
     ];
   }
 
+  /** Reads the factors of the next groups, as {@linkcode factors} does: so many vectors. */
+  nextFactors(
+    planes: readonly Local[],
+    take: (scale: Code, min: Code | undefined, byte: number) => Code[],
+  ): { code: Code[]; vectors: number } {
+    const { kept, values } = this.#writer.write((simd) =>
+      this.format.simd.factors(simd, readFrom(planes))
+    );
+    const code = [
+      ...kept,
+      ...values.flatMap(({ scale, min }, i) => take(scale, min, 16 * i)),
+    ];
+    return { code, vectors: values.length };
+  }
+
+  /** The factors of the next block as integers. */
+  integers(planes: readonly Local[]): {
+    kept: Code[];
+    values: SimdIntegers<Code>;
+  } {
+    return this.#writer.write((simd) =>
+      this.format.simd.integers!(simd, readFrom(planes))
+    );
+  }
+
+  /** Loads the quants of unit `u` from `planes` on, into as many vectors. */
+  load(u: number, planes: readonly Local[], into: readonly Local[]): Code[] {
+    const { bits, unit } = this.format.simd;
+    return bits.map((own, p) => {
+      const bytes = unit * own / 8;
+      const load = bytes === 16
+        ? v128.load
+        : bytes === 8
+        ? v128.loadSplat64
+        : v128.loadSplat32;
+      const loaded = load(u * bytes)(planes[p].get);
+      // Element `bytes · s + i` is at bits `own · s` of byte i. If 16 elements have
+      // different shifts, the first ones are moved to the place of the last.
+      return into[p].set(
+        bytes === 16 ? loaded : i16x8.mul(loaded, this.#moves(bytes, own)),
+      );
+    });
+  }
+
+  /** Sets `to` to elements 16 · t to 16 · t + 15 of a row; see {@linkcode values}. */
+  sixteen(to: Local, t: number, row: QuantRow, signed = true): Code[] {
+    const sixteens = this.format.simd.unit / 16, within = t % sixteens;
+    return [
+      ...within === 0 ? this.load(t / sixteens, row.quants, row.loaded) : [],
+      to.set(this.values(within, row.loaded, signed)),
+    ];
+  }
+
   /**
-   * Elements 16 · t to 16 · t + 15 from `planes` on, as signed bytes, or as unsigned ones
+   * Elements 16 · t to 16 · t + 15 of a loaded unit, as signed bytes, or as unsigned ones
    * that are `offset` less than that.
    */
-  values(t: number, planes: readonly Local[], signed = true): Code {
+  values(t: number, loaded: readonly Local[], signed = true): Code {
     const { f, format: { simd: { values } } } = this;
-    const all = this.#quants(t, planes);
+    const all = this.#quants(t, loaded);
     const upper = f.ints(0x80808080); // adds 128 to signed bytes
     if (values.length === 256) return signed ? all : v128.xor(all, upper);
     if (isShifted(values)) {
@@ -199,31 +258,19 @@ class Reader<Parameter extends string> {
     return isShifted(values) ? values[0] : -128;
   }
 
-  /** Quants of elements 16 · t to 16 · t + 15 from `planes` on, as bytes. */
-  #quants(t: number, planes: readonly Local[]): Code {
+  /** Quants of elements 16 · t to 16 · t + 15 of a loaded unit, as bytes. */
+  #quants(t: number, loaded: readonly Local[]): Code {
     const { f, format: { simd: { bits, unit } } } = this;
     const quants = bits.map((own, p) => {
-      const bytes = unit * own / 8, shared = 16 / bytes;
-      const offset = Math.floor(t * 16 / unit) * bytes;
-      const load = bytes === 16
-        ? v128.load
-        : bytes === 8
-        ? v128.loadSplat64
-        : v128.loadSplat32;
-      const loaded = load(offset)(planes[p].get);
-      if (own === 8) return loaded;
-      // Element `bytes · s + i` is at bits `own · s` of byte i. If 16 elements have
-      // different shifts, the first ones are moved to the place of the last.
-      const aligned = shared === 1
-        ? loaded
-        : i16x8.mul(loaded, this.#moves(bytes, own));
-      const at = own * (t % (unit / 16) * shared + shared - 1);
+      if (own === 8) return loaded[p].get;
+      const shared = 128 / (unit * own);
+      const at = own * (t * shared + shared - 1);
       const to = p === 0 ? 0 : bits[0];
       const moved = at === to
-        ? aligned
+        ? loaded[p].get
         : at > to
-        ? i16x8.shiftRightUnsigned(aligned, i32.const(at - to))
-        : i16x8.shiftLeft(aligned, i32.const(to - at));
+        ? i16x8.shiftRightUnsigned(loaded[p].get, i32.const(at - to))
+        : i16x8.shiftLeft(loaded[p].get, i32.const(to - at));
       return v128.and(moved, f.ints(0x01010101 * ((2 ** own - 1) << to)));
     });
     return quants.reduce((a, b) => v128.or(a, b));
@@ -245,6 +292,18 @@ class Reader<Parameter extends string> {
     return this.relaxed.swizzle(bytes, this.f.bytes(indices));
   }
 }
+
+/** Reads planes of scales. */
+const readFrom =
+  (planes: readonly Local[]): ReadScales<Code> => (plane, as, byte = 0) => {
+    const at = planes[plane].get;
+    if (as === "words") return v128.load(byte)(at);
+    if (as === "word") return v128.loadSplat32(byte)(at);
+    if (as === "half") return v128.loadSplat16(byte)(at);
+    if (as === "halves") return i32x4.loadHalves(byte)(at);
+    const bytes = v128.loadZero32(byte)(at);
+    return i32x4.extendLow(i16x8.extendLow(bytes));
+  };
 
 /** Builds `WasmKernels.dotBlocks_…`. */
 export function dotBlocks(format: BlockFormat, relaxed: Relaxed) {
@@ -346,6 +405,7 @@ function dotRows(
   const rows = totals.map((total): DotRow => ({
     total,
     quants: reader.locals().quants,
+    loaded: reader.vectors(),
     factors: f.local("i32"),
     sum: f.local("v128"),
   }));
@@ -383,10 +443,17 @@ function dotRows(
   ];
 }
 
-/** A row of w that is being multiplied. */
-interface DotRow {
-  /** The current position in the planes of quants and in the row's factors. */
+/** A row of w that is being read. */
+export interface QuantRow {
+  /** The current position in the planes of quants. */
   quants: readonly Local[];
+  /** A unit of them. */
+  loaded: readonly Local[];
+}
+
+/** A row of w that is being multiplied. */
+export interface DotRow extends QuantRow {
+  /** The current position in the row's factors. */
   factors: Local;
   /** The sum of a group and the sum of scaled groups. */
   sum: Local;
@@ -430,7 +497,7 @@ function wordsOfGroup(
         );
         const both = i32x4.add(a, b);
         return [
-          bytes.set(reader.values(g * sixteens + t, row.quants)),
+          ...reader.sixteen(bytes, g * sixteens + t, row),
           row.sum.set(t ? i32x4.add(row.sum.get, both) : both),
         ];
       }).flat(),
@@ -468,8 +535,8 @@ function bytesOfGroup(
       const upper = i32x4.shiftLeft(sum(0, f.ints(0)), i32.const(8));
       const all = sum(1, upper);
       return [
-        ...w.map((local, t) =>
-          local.set(reader.values(g * sixteens + t, row.quants, false))
+        ...w.flatMap((local, t) =>
+          reader.sixteen(local, g * sixteens + t, row, false)
         ),
         addGroup(
           reader,
@@ -483,7 +550,7 @@ function bytesOfGroup(
 }
 
 /** Multiplies elements 16 · t to 16 · t + 15 of a span in f32, from `x` on. */
-function asFloats(
+export function asFloats(
   reader: Reader<string>,
   t: number,
   rows: readonly DotRow[],
@@ -493,7 +560,7 @@ function asFloats(
   const { format: { simd: { group } }, relaxed: { mulAdd } } = reader;
   const ends = (16 * t + 16) % group === 0;
   return rows.flatMap((row) => [
-    bytes.set(reader.values(t, row.quants)),
+    ...reader.sixteen(bytes, t, row),
     ...times(4, (i) => {
       const { sum } = row, value = f32x4.convert(reader.upper(bytes.get, i));
       const first = (16 * t + 4 * i) % group === 0;
@@ -530,12 +597,12 @@ export function unpackBlocks(format: BlockFormat, relaxed: Relaxed) {
   const { f, format: { simd: { bits, group, min } } } = reader;
   const { n, k, width, tailMask, out, outBytes, scratch } = f.parameters;
   const [j, to, end, factors, bytes, own] = times(6, () => f.local("i32"));
-  const row = reader.locals(),
-    [sixteen, scale, least] = times(3, () => f.local("v128"));
+  const row = reader.locals(), loaded = reader.vectors();
+  const [sixteen, scale, least] = times(3, () => f.local("v128"));
   const span = spanOf(format.simd);
   const minsAt = (at: Local) => i32.add(at.get, bytes.get);
   const store = (t: number): Code[] => [
-    sixteen.set(reader.values(t, row.quants)),
+    ...reader.sixteen(sixteen, t, { ...row, loaded }),
     ...times(4, (i) => {
       const element = 16 * t + 4 * i, at = 4 * Math.floor(element / group);
       const quant = i32x4.shiftRight(

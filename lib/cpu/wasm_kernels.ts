@@ -25,6 +25,7 @@ import {
   f32,
   f32x4,
   FunctionBuilder,
+  i16x8,
   i32,
   i32x4,
   i8x16,
@@ -42,7 +43,8 @@ import {
   roundingOf,
   unpackBlocks,
 } from "./wasm_blocks.ts";
-import { roundRow } from "./wasm_round.ts";
+import { isSuper, roundRow } from "./wasm_round.ts";
+import { dotSuperBlocks, roundSuperRow } from "./wasm_super_blocks.ts";
 
 /** A format that the kernels can read. */
 export type SimdFormat = Format & { readonly simd: SimdReader | SimdBlocks };
@@ -197,11 +199,15 @@ export function wasmKernels(
     ? {
       mulAdd: f32x4.relaxedMulAdd,
       swizzle: i8x16.relaxedSwizzle,
+      dotBytes: i16x8.relaxedDot,
       bits,
     }
     : {
       mulAdd: (a, b, c) => f32x4.add(f32x4.mul(a, b), c),
       swizzle: i8x16.swizzle,
+      // Sums of products of elements that are eight apart do as well.
+      dotBytes: (a, b) =>
+        i16x8.add(...i16x8.multiplyBytes.map((half) => half(a, b))),
     };
   const { mulAdd } = instructions;
   const blocks = SIMD_FORMATS.filter(isBlocks);
@@ -215,12 +221,17 @@ export function wasmKernels(
       unpack(format),
     ]),
     ...blocks.flatMap((format) => [
-      dotBlocks(format, instructions),
+      isSuper(format.simd)
+        ? dotSuperBlocks(format, instructions)
+        : dotBlocks(format, instructions),
       unpackBlocks(format, instructions),
     ]),
     ...new Map(
-      blocks.map(({ simd }) => roundRow(simd, roundingOf(simd, instructions)))
-        .map((made) => [made.name, made]),
+      blocks.map(({ simd }) =>
+        isSuper(simd)
+          ? roundSuperRow(simd)
+          : roundRow(simd, roundingOf(simd, instructions))
+      ).map((made) => [made.name, made]),
     ).values(),
     tiles(mulAdd),
     softmax(mulAdd),

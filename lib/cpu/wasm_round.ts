@@ -38,6 +38,10 @@ export const roundRowName = (
 ): `roundRow_${number}_${number}_${number}` =>
   `roundRow_${blocks.group}_${spanOf(blocks)}_${bitsOf(blocks)}`;
 
+/** Whether blocks are multiplied as wasm_super_blocks.ts says. */
+export const isSuper = (blocks: SimdBlocks): boolean =>
+  blocks.integers !== undefined;
+
 /** Bits that quants take as integers that are not negative: 7 at most, or 8. */
 export const bitsOf = ({ values }: SimdBlocks): 7 | 8 =>
   isShifted(values) && values.length <= 128 ? 7 : 8;
@@ -54,23 +58,25 @@ export type Rounding =
   | "bytes";
 
 /** Elements that a step of `dotBlocks` multiplies, all as integers or all in f32. */
-export const spanOf = ({ unit, group }: SimdBlocks): number =>
-  Math.max(unit, group);
+export const spanOf = (blocks: SimdBlocks): number =>
+  isSuper(blocks) ? blocks.elements : Math.max(blocks.unit, blocks.group);
 
 /** Bytes that `roundRow` writes after a row of `k` elements; see {@linkcode Rounded}. */
 export const roundedBytes = (blocks: SimdBlocks, k: number): number =>
-  2 * k + 2 * 16 * Math.ceil(k / blocks.group / 4) + 16 +
-  16 * k / blocks.group + 4 * k / spanOf(blocks);
+  isSuper(blocks)
+    ? 2 * k + 4 * k / blocks.group + 4 * k / blocks.elements
+    : 2 * k + 2 * 16 * Math.ceil(k / blocks.group / 4) + 16 +
+      16 * k / blocks.group + 4 * k / spanOf(blocks);
 
 /** Makes up for values of quants being in the upper bytes of words. */
 export const UPPER = 2 ** -24;
 /** The largest rounded element: the largest that two signed bytes can make. */
-const LARGEST = 127 * 256 + 127;
+export const LARGEST = 127 * 256 + 127;
 /**
  * The range of the largest element of a rounded group: smaller ones are rounded as if one
  * were as large, and larger ones are not rounded.
  */
-const LEAST = 1e-30;
+export const LEAST = 1e-30;
 
 /** Addresses in what `roundRow` writes after a row of x: */
 export class Rounded {
@@ -184,17 +190,9 @@ class GroupRounder {
 
   /** 16 elements as they are stored, in two vectors. */
   #stored(both: readonly Local[]): Code[] {
-    if (this.rounding === "words") return both.map(({ get }) => get);
-    const { f } = this, bits = i32.const(8);
-    const bytes = (of: (eight: Code) => Code) => {
-      const [a, b] = both.map(({ get }) => i16x8.shiftRight(of(get), bits));
-      return i8x16.narrow(a, b);
-    };
-    return [
-      // What the lower byte makes less, the upper one makes up for.
-      bytes((eight) => i16x8.add(eight, f.ints(0x00800080))),
-      bytes((eight) => i16x8.shiftLeft(eight, bits)),
-    ];
+    return this.rounding === "words"
+      ? both.map(({ get }) => get)
+      : twoBytes(this.f, both);
   }
 
   /** Elements 4 · i to 4 · i + 3 of group g. */
@@ -203,8 +201,25 @@ class GroupRounder {
   }
 }
 
+/** The upper bytes of 16 words in two vectors, then the lower ones, both signed. */
+export function twoBytes(
+  f: FunctionBuilder<string>,
+  words: readonly Local[],
+): Code[] {
+  const bits = i32.const(8);
+  const bytes = (of: (eight: Code) => Code) => {
+    const [a, b] = words.map(({ get }) => i16x8.shiftRight(of(get), bits));
+    return i8x16.narrow(a, b);
+  };
+  return [
+    // What the lower byte makes less, the upper one makes up for.
+    bytes((eight) => i16x8.add(eight, f.ints(0x00800080))),
+    bytes((eight) => i16x8.shiftLeft(eight, bits)),
+  ];
+}
+
 /** The lanes of a vector, combined. */
-const lanes = (combine: typeof f32.add, { get }: Local): Code =>
+export const lanes = (combine: typeof f32.add, { get }: Local): Code =>
   [0, 1, 2, 3].map((lane) => f32x4.lane(lane)(get))
     .reduce((a, b) => combine(a, b));
 

@@ -95,8 +95,9 @@ export interface BlockSpec {
     scale: Float64Array,
     min: Float64Array,
   ) => void;
-  /** Reads them in WebAssembly; see {@linkcode SimdBlocks.factors}. */
+  /** Read them in WebAssembly; see {@linkcode SimdBlocks}. */
   readonly factors: SimdBlocks["factors"];
+  readonly integers?: SimdBlocks["integers"];
 }
 
 /** Bytes of a load of the lowest bits. */
@@ -146,6 +147,7 @@ export function blockFormat(spec: BlockSpec): Format {
       scaleBytes: scales.map(({ bytes }) => bytes),
       values: spec.values,
       factors: spec.factors,
+      integers: spec.integers,
     },
   };
 }

@@ -138,6 +138,18 @@ export interface SimdBlocks {
   readonly values: readonly number[];
   /** The factors of the next groups, four in each vector; `read` reads planes of scales. */
   factors<V>(simd: SimdCode<V>, read: ReadScales<V>): SimdFactors<V>[];
+  /** Those of the next block, where they are integers times a number of the block. */
+  integers?<V>(simd: SimdCode<V>, read: ReadScales<V>): SimdIntegers<V>;
+}
+
+/** Scales and minimums of a block. */
+export interface SimdIntegers<V> {
+  /** Signed bytes, in the order of groups. */
+  readonly scales: V;
+  /** What they are times: four copies of an f32. */
+  readonly d: V;
+  readonly mins?: V;
+  readonly dmin?: V;
 }
 
 /** Scales and minimums of four groups, as f32. */

@@ -21,7 +21,7 @@ import {
   wordsOf,
 } from "./blocks.ts";
 import { f16ToF32 } from "../dtype.ts";
-import type { Format, SimdCode } from "./format.ts";
+import type { Format, SimdBlocks, SimdCode } from "./format.ts";
 import type { Bits } from "./gather.ts";
 
 const ELEMENTS = 256;
@@ -34,16 +34,42 @@ const bits = (byte: number, bit: number, width: number): Bits => ({
 
 const each = <T>(count: number, of: (i: number) => T): T[] =>
   Array.from({ length: count }, (_, i) => of(i));
-/** Indices of bytes: none, d and dmin as the upper halves of words, the last word. */
-const NONE = [-1, -1, -1, -1], D = [-1, -1, 0, 1, -1, -1, 2, 3];
-const MORE = [12, 13, 14, 15];
-/** Four bytes as the lowest of words, or as the highest. */
-const lowerBytes = (first: number): number[] =>
-  [0, 1, 2, 3].flatMap((i) => [first + i, -1, -1, -1]);
+/** Indices of bytes: d and dmin as the upper halves of words. */
+const D = [-1, -1, 0, 1, -1, -1, 2, 3, ...Array(8).fill(-1)];
+/** Four bytes as the highest of words. */
 const upperBytes = (first: number): number[] =>
   [0, 1, 2, 3].flatMap((i) => [-1, -1, -1, first + i]);
-const times4 = (word: readonly number[]): number[] =>
-  Array(4).fill(word).flat();
+/** The first bytes of two, each as often as the second. */
+const twice = (first: number): number[] => each(8, (i) => first + (i >> 1));
+
+/** What reads factors that are integers times a number of their block. */
+const fromIntegers = (
+  groups: number,
+  integers: NonNullable<SimdBlocks["integers"]>,
+): Pick<SimdBlocks, "factors" | "integers"> => ({
+  integers,
+  factors(simd, read) {
+    const { scales, d, mins, dmin } = integers(simd, read);
+    // Bytes are read as the upper ones of words, 2²⁴ times as large.
+    const product = <V>(of: SimdCode<V>, bytes: V, first: number, one: V) =>
+      of.mul(of.toFloat(of.bytes(bytes, upperBytes(first))), one);
+    const lower = (one: typeof d) =>
+      simd.keep(simd.mul(one, simd.number(2 ** -24)));
+    const one = lower(d), least = dmin && lower(dmin);
+    const [own, ownMins] = [simd.keep(scales), mins && simd.keep(mins)];
+    return each(groups / 4, (i) => ({
+      scale: product(simd, own, 4 * i, one),
+      ...ownMins && least && { min: product(simd, ownMins, 4 * i, least) },
+    }));
+  },
+});
+
+/** Bytes of nibbles, the lower one first, from 16 copies in pairs. */
+const nibblesInOrder = <V>(simd: SimdCode<V>, pairs: V): V =>
+  simd.or(
+    simd.and(pairs, simd.bits(0x000f000f)),
+    simd.and(simd.shiftRight(pairs, 4), simd.bits(0x0f000f00)),
+  );
 
 /**
  * The plane of scales of Q4_K and Q5_K: for each block a vec4u of d and dmin, four bits
@@ -85,30 +111,28 @@ const SIX_BITS = {
       min[g] = least * ((lowMin >>> 4 * g & 15) | (both & 12) << 2);
     }
   },
-  factors(simd, read) {
+  ...fromIntegers(8, (simd, read) => {
     const all = simd.keep(read(0, "words"));
-    const d = halvesToFloat(simd, simd.bytes(all, [...D, ...NONE, ...NONE]));
-    // Bytes of the low halves of nibbles are of even groups, the others of odd ones.
-    const [even, odd] = [0, 4].map((by) => {
-      const own = simd.keep(
-        simd.and(simd.shiftRight(all, by), simd.bits(NIBBLES)),
-      );
-      const more = simd.and(
-        simd.bytes(own, [...NONE, ...MORE, ...MORE, ...NONE]),
-        simd.words([0, 3 * BITS, 12 * BITS, 0]),
-      );
-      const six = simd.keep(simd.or(own, simd.shiftLanes(more, [0, 4, 2, 0])));
-      return [4, 8].map((first, i) =>
-        simd.keep(simd.mul(
-          simd.toFloat(simd.bytes(six, lowerBytes(first))),
-          simd.bytes(d, times4([0, 1, 2, 3].map((byte) => 4 * i + byte))),
-        ))
-      );
-    });
-    const scales = simd.interleave(even[0], odd[0]);
-    const mins = simd.interleave(even[1], odd[1]);
-    return scales.map((scale, half) => ({ scale, min: mins[half] }));
-  },
+    const own = simd.keep(simd.bytes(all, [...twice(4), ...twice(8)]));
+    const both = halvesToFloat(simd, simd.bytes(all, D));
+    const [d, dmin] = [0, 4].map((first) =>
+      simd.keep(simd.bytes(both, each(16, (i) => first + i % 4)))
+    );
+    // Of each four bits more, scales have the lower two and minimums the others.
+    const more = simd.keep(
+      simd.shiftLanes(
+        simd.bytes(all, [...twice(12), ...twice(12)]),
+        [2, 2, 0, 0],
+      ),
+    );
+    const upper = simd.or(
+      simd.and(simd.shiftLeft(more, 2), simd.bits(0x00300030)),
+      simd.and(simd.shiftRight(more, 2), simd.bits(0x30003000)),
+    );
+    const scales = simd.keep(simd.or(nibblesInOrder(simd, own), upper));
+    const mins = simd.bytes(scales, each(16, (i) => i < 8 ? 8 + i : -1));
+    return { scales, mins, d, dmin };
+  }),
 } as const satisfies Partial<BlockSpec>;
 
 /** Nibbles 0 to 3 of a word, or 4 to 7, as a number per lane. */
@@ -246,15 +270,10 @@ export const q6_k: Format = blockFormat({
       scale[g] = one * (scales[16 * block + g] << 24 >> 24);
     }
   },
-  factors(simd, read) {
-    const d = halvesToFloat(simd, simd.shiftLeft(read(1, "half"), 16));
-    const all = simd.keep(read(0, "words"));
-    // Signed bytes are read as the upper ones of words, 2²⁴ times as large.
-    const one = simd.keep(simd.mul(d, simd.number(2 ** -24)));
-    return [0, 4, 8, 12].map((first) => ({
-      scale: simd.mul(simd.toFloat(simd.bytes(all, upperBytes(first))), one),
-    }));
-  },
+  ...fromIntegers(16, (simd, read) => ({
+    scales: read(0, "words"),
+    d: halvesToFloat(simd, simd.shiftLeft(read(1, "half"), 16)),
+  })),
   pack(blocks, [quants, high, scales, d]) {
     const to = wordsOf(quants), bits = wordsOf(high), own = wordsOf(scales);
     const ds = halvesOf(d);
@@ -330,15 +349,16 @@ export const q2_k: Format = blockFormat({
       min[g] = least * (scales[16 * block + g] >> 4);
     }
   },
-  factors(simd, read) {
+  ...fromIntegers(16, (simd, read) => {
     const d = halvesOfWords(simd, simd.keep(read(1, "word")));
-    return [0, 4, 8, 12].map((byte) => {
-      const own = simd.keep(read(0, "bytes", byte));
-      const low = simd.toFloat(simd.and(own, simd.bits(15)));
-      const high = simd.toFloat(simd.shiftRight(own, 4));
-      return { scale: simd.mul(low, d.lower), min: simd.mul(high, d.upper) };
-    });
-  },
+    const all = simd.keep(read(0, "words")), low = simd.bits(NIBBLES);
+    return {
+      scales: simd.and(all, low),
+      mins: simd.and(simd.shiftRight(all, 4), low),
+      d: d.lower,
+      dmin: d.upper,
+    };
+  }),
   pack(blocks, [quants, scales, d]) {
     const from = wordsOf(blocks), to = wordsOf(quants), own = wordsOf(scales);
     const ds = wordsOf(d);

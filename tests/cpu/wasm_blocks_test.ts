@@ -257,45 +257,58 @@ for (const format of FORMATS_OF_BLOCKS) {
   }
 }
 
-randomTest(
-  "nothing is lost beside outliers, nor are infinities",
-  (random) => {
-    using ops = new CpuOps(CONFIG, { threads: 1, integers: true });
-    const format = FORMATS_OF_BLOCKS.find(({ name }) => name === "q8_0")!;
-    const k = 256, n = 9, at = 70, group = [at, 71, 77, 80, 90, 95];
-    const stored = randomRows(random, format, n, k);
-    const { bytes, elements } = format;
-    for (let row = 0; row < n; row++) { // all but the last need no outlier
-      const block = row * k / elements + Math.floor(at / elements);
-      for (const at of group) {
-        stored[block * bytes + 2 + at % elements] = row === n - 1 ? 1 : 0;
-      }
-    }
-    const x = random.tensor("f32", [1, k], 3), w = unpacked(format, stored, k);
-    const matrix = onOps(ops, storedMatrix(format, stored, k));
-    const y = ops.tensor("f32", [1, n]);
-    group.forEach((at) => x.data[at] = 0);
-    const expected = product(x.data, w, k);
-    const others = {
-      values: expected.values.slice(0, n - 1),
-      norms: expected.norms.slice(0, n - 1),
-    };
-    for (const [i, at] of group.entries()) { // several hide each other in a mean
-      x.data[at] = i % 2 ? -1e6 : 1e6;
-      y.data.fill(0);
-      ops.matmulAdd(x, matrix, y);
-      const actual = y.data.subarray(0, n - 1);
-      assertSums(actual, others, `beside ${i + 1} of 1e6`, ROUNDED);
-    }
-    group.forEach((at) => x.data[at] = 0);
-    for (const infinite of [Infinity, NaN]) {
-      x.data[at] = infinite;
-      y.data.fill(0);
-      ops.matmulAdd(x, matrix, y);
-      assertEquals(y.data[n - 1], w[(n - 1) * k + at] * infinite);
-    }
+/** Formats of each kind, and what makes element `i` below 32 of a block that number. */
+const OUTLIERS: Record<string, (block: Uint8Array, i: number) => void> = {
+  q8_0: (block, i) => block[2 + i] = 0,
+  q6_k: (block, i) => { // 32 is 0: four lower bits and two higher ones
+    block[i] &= 0xf0;
+    block[128 + i] = block[128 + i] & 0xfc | 2;
   },
-);
+};
+
+for (const [name, clear] of Object.entries(OUTLIERS)) {
+  randomTest(
+    `${name}: nothing is lost beside outliers, nor are infinities`,
+    (random) => {
+      using ops = new CpuOps(CONFIG, { threads: 1, integers: true });
+      const format = FORMATS_OF_BLOCKS.find((format) => format.name === name)!;
+      const { bytes, elements } = format, block = 2, n = 9;
+      const k = 4 * elements, at = block * elements + 6;
+      const group = [0, 1, 7, 10, 20, 25].map((i) => at + i);
+      const stored = randomRows(random, format, n, k);
+      for (let row = 0; row < n - 1; row++) { // all but the last need no outlier
+        const begin = (row * k / elements + block) * bytes;
+        const own = stored.subarray(begin, begin + bytes);
+        for (const at of group) clear(own, at % elements);
+      }
+      const x = random.tensor("f32", [1, k], 3);
+      const w = unpacked(format, stored, k);
+      for (const at of group) assertEquals(w[at] + 0, 0);
+      const matrix = onOps(ops, storedMatrix(format, stored, k));
+      const y = ops.tensor("f32", [1, n]);
+      group.forEach((at) => x.data[at] = 0);
+      const expected = product(x.data, w, k);
+      const others = {
+        values: expected.values.slice(0, n - 1),
+        norms: expected.norms.slice(0, n - 1),
+      };
+      for (const [i, at] of group.entries()) { // several hide each other in a mean
+        x.data[at] = i % 2 ? -1e6 : 1e6;
+        y.data.fill(0);
+        ops.matmulAdd(x, matrix, y);
+        const actual = y.data.subarray(0, n - 1);
+        assertSums(actual, others, `beside ${i + 1} of 1e6`, ROUNDED);
+      }
+      group.forEach((at) => x.data[at] = 0);
+      for (const infinite of [Infinity, NaN]) {
+        x.data[at] = infinite;
+        y.data.fill(0);
+        ops.matmulAdd(x, matrix, y);
+        assertEquals(y.data[n - 1], w[(n - 1) * k + at] * infinite);
+      }
+    },
+  );
+}
 
 randomTest("planes in different memories are moved into one", (random) => {
   using ops = new CpuOps(CONFIG, { threads: 2 });
