@@ -242,7 +242,7 @@ export const attendDecode = defineKernel<DecodeCase>({
     STEPS: 2,
     MERGE: 0,
     LEAVES: 0,
-    BATCH: 8,
+    BATCH: 4,
     FETCHERS: 0,
     AHEAD: 0,
     CACHE: "float",
