@@ -117,10 +117,11 @@ export type Job =
 
 /** The job that {@link encodeMatmul} or {@link encodeAttention} encoded. */
 export function decodeJob(job: ArrayLike<number>): Job {
-  const decode = <F extends string>(fields: readonly F[]) =>
-    Object.fromEntries(
-      fields.map((field, i) => [field, job[i + 1] >>> 0]),
-    ) as Record<F, number>;
+  const decode = <F extends string>(fields: readonly F[]) => {
+    const all = {} as Record<F, number>;
+    for (let i = 0; i < fields.length; i++) all[fields[i]] = job[i + 1] >>> 0;
+    return all;
+  };
   return job[0] === 0
     ? { kind: "matmul", matmul: decode(FIELDS.matmul) }
     : { kind: "attention", attention: decode(FIELDS.attention) };
@@ -201,7 +202,7 @@ export const packedBytes = (k: number): number => 4 * Math.ceil(k / 8) * 8 + 64;
 /** Row stride of results in bytes, with room for the kernels' whole last step. */
 export const resultBytes = (n: number): number => 16 * Math.ceil(n / 4) + 16;
 
-/** Chunks are multiples of this many rows of w, so that kernels take whole steps. */
+/** Slices and pages are multiples of this many rows of w, so that kernels take whole steps. */
 export const CHUNK_ROWS = DOT_ROWS * TILE;
 
 /**
@@ -269,7 +270,7 @@ const warmRows = (rowBytes: number): number =>
   4 * DOT_ROWS *
   Math.max(1, Math.floor(WARM_BYTES / rowBytes / (4 * DOT_ROWS)));
 
-/** Computes `count` columns of y, starting at `begin`, a multiple of CHUNK_ROWS. */
+/** Computes `count` columns of y, starting at `begin`, after whole steps of the kernels. */
 function multiply(
   kernels: WasmKernels,
   job: Omit<MatmulJob, "n" | "chunk">,
@@ -314,7 +315,27 @@ function multiply(
   }
 }
 
-const NO_COLUMNS: readonly number[] = [0];
+/** The kernels' names for each format, and bytes of planes' rows by their width. */
+const READERS = SIMD_FORMATS.map(({ name }) => ({
+  dot: `dot_${name}`,
+  dotPair: `dotPair_${name}`,
+  unpack: `unpack_${name}`,
+  dotBlocks: `dotBlocks_${name}`,
+  unpackBlocks: `unpackBlocks_${name}`,
+  rowBytes: new Map<number, Planes>(),
+} as const));
+
+/** Bytes of `k` elements in each plane of a format. */
+function planeBytes(format: number, k: number): Planes {
+  const { rowBytes } = READERS[format];
+  let bytes = rowBytes.get(k);
+  if (!bytes) {
+    const [p0, p1 = 0, p2 = 0, p3 = 0] = SIMD_FORMATS[format].planes(k)
+      .map(({ rowBytes }) => rowBytes);
+    rowBytes.set(k, bytes = [p0, p1, p2, p3]);
+  }
+  return bytes;
+}
 
 /** How cached heads of a sequence are read as f32. */
 interface HeadReader {
@@ -384,13 +405,13 @@ function readerOf(
   { format, w, w1, w2, w3, k }: Omit<MatmulJob, "n" | "chunk">,
   thread: number,
 ): MatrixReader {
-  const own = SIMD_FORMATS[format], { name } = own;
+  const own = SIMD_FORMATS[format], names = READERS[format];
+  const [p0, p1, p2, p3] = planeBytes(format, k);
   if (!isBlocks(own)) {
     const { simd } = own as Format & { simd: SimdReader };
-    const [{ rowBytes }] = own.planes(k), { bytes, order } = simd;
-    const dot = kernels[`dot_${name}`], mask = tailMask(k % 8, order);
-    const pair = kernels[`dotPair_${name}`];
-    const unpack = kernels[`unpack_${name}`];
+    const { bytes, order } = simd, rowBytes = p0;
+    const dot = kernels[names.dot], mask = tailMask(k % 8, order);
+    const pair = kernels[names.dotPair], unpack = kernels[names.unpack];
     return {
       rowBytes,
       dot: (x, row, n, y) =>
@@ -409,31 +430,29 @@ function readerOf(
         ),
     };
   }
-  const dot = kernels[`dotBlocks_${name}`];
-  const unpack = kernels[`unpackBlocks_${name}`];
-  const [p0, p1 = 0, p2 = 0, p3 = 0] = own.planes(k)
-    .map(({ rowBytes }) => rowBytes);
-  const at = (row: number, column: number): Planes => {
-    const [c0, c1 = 0, c2 = 0, c3 = 0] = column === 0
-      ? NO_COLUMNS
-      : own.planes(column).map(({ rowBytes }) => rowBytes);
-    return [
-      w + row * p0 + c0,
-      w1 + row * p1 + c1,
-      w2 + row * p2 + c2,
-      w3 + row * p3 + c3,
-    ];
-  };
+  const dot = kernels[names.dotBlocks], unpack = kernels[names.unpackBlocks];
   const mask = (k: number) => tailMask(k / own.simd.group % 4, "straight");
-  const scratch = threadSpace(thread) + TILE * PANEL_BYTES;
+  const scratch = threadSpace(thread) + TILE * PANEL_BYTES, tail = mask(k);
   return {
     rowBytes: p0 + p1 + p2 + p3,
-    dot: (x, row, n, y) => dot(...at(row, 0), x, n, k, mask(k), y, scratch),
-    unpack: (row, n, column, width, panel) =>
-      unpack(
-        ...at(row, column),
-        ...[n, k, width, mask(width), panel, PANEL_BYTES, scratch] as const,
+    dot: (x, row, n, y) =>
+      dot(
+        w + row * p0,
+        w1 + row * p1,
+        w2 + row * p2,
+        w3 + row * p3,
+        ...[x, n, k, tail, y, scratch] as const,
       ),
+    unpack: (row, n, column, width, panel) => {
+      const [c0, c1, c2, c3] = planeBytes(format, column);
+      unpack(
+        w + row * p0 + c0,
+        w1 + row * p1 + c1,
+        w2 + row * p2 + c2,
+        w3 + row * p3 + c3,
+        ...[n, k, width, mask(width), panel, PANEL_BYTES, scratch] as const,
+      );
+    },
   };
 }
 

@@ -37,7 +37,13 @@ import type { KvCache } from "../model/kv_cache.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import { dotScratch } from "./wasm_blocks.ts";
 import { MOST_OUTLYING, roundedBytes, roundRowName } from "./wasm_round.ts";
-import { SIMD_FORMATS, unsignedBytes, wasmKernels } from "./wasm_kernels.ts";
+import {
+  SIMD_FORMATS,
+  TILE,
+  unsignedBytes,
+  wasmKernels,
+} from "./wasm_kernels.ts";
+import { DOT_ROWS } from "./simd_code.ts";
 
 /**
  * Jobs with fewer multiplications run on one thread. Not measured: by estimate, they take
@@ -46,9 +52,11 @@ import { SIMD_FORMATS, unsignedBytes, wasmKernels } from "./wasm_kernels.ts";
 const ALONE = 1 << 18;
 /**
  * The smallest worthwhile chunk: bytes of weights times rows of x. Not measured: by
- * estimate, reading 128 KiB takes about 10 µs, much longer than taking a chunk.
+ * estimate, reading 32 KiB takes 3 µs, longer than taking a chunk.
  */
-const CHUNK_BYTES = 1 << 17;
+const CHUNK_BYTES = 1 << 15;
+/** Chunks of a thread: several, because threads begin at different times. */
+const CHUNKS_EACH = 8;
 /**
  * The most rows of x in a job, so that its work space stays in the cache. Not measured:
  * one and a half ROW_BLOCK of jobs.ts.
@@ -229,7 +237,8 @@ export class WasmCpuKernels implements CpuKernels {
       for (let begin = 0; begin < n; begin += slice) {
         if (begin > 0) yield;
         const some = Math.min(slice, n - begin);
-        const chunk = this.#chunkRows(some, wBytes * count);
+        const step = isDirect(SIMD_FORMATS[format], count) ? DOT_ROWS : TILE;
+        const chunk = this.#chunkRows(some, wBytes * count, step);
         const [at, w1 = 0, w2 = 0, w3 = 0] = addresses.map((address, p) =>
           address + begin * rowBytes[p]
         );
@@ -309,15 +318,16 @@ export class WasmCpuKernels implements CpuKernels {
     return threads * Math.max(CHUNK_ROWS, rows);
   }
 
-  /** Rows of weights in a chunk, if each takes `bytes` (of weights, times rows of x). */
-  #chunkRows(n: number, bytes: number): number {
-    const { threads } = this.#pool;
-    const rows = Math.max(
-      n / (8 * threads),
-      n / MAX_CHUNKS,
-      CHUNK_BYTES / bytes,
-    );
-    return CHUNK_ROWS * Math.ceil(rows / CHUNK_ROWS);
+  /**
+   * Rows of weights in a chunk, a multiple of `step`, if each takes `bytes` (of weights,
+   * times rows of x). Every thread gets as many chunks.
+   */
+  #chunkRows(n: number, bytes: number, step: number): number {
+    const { threads } = this.#pool, share = n / threads;
+    const each = Math.floor(share * bytes / CHUNK_BYTES);
+    const rows = share / Math.max(1, Math.min(each, CHUNKS_EACH));
+    const least = Math.max(n / MAX_CHUNKS, CHUNK_BYTES / bytes);
+    return step * Math.ceil(Math.max(rows, least) / step);
   }
 
   /** Copies or adds rows of results from work space to `out`. */
