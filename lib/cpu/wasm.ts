@@ -14,6 +14,7 @@ import {
   type CpuKernels,
   type Finish,
   type Heads,
+  type NormedRows,
   type Output,
   SLICE,
   type Work,
@@ -31,6 +32,8 @@ import {
   workBytes,
   writeMasks,
 } from "./jobs.ts";
+import { normRows } from "./norm.ts";
+import { NORM_STEP } from "./wasm_norm.ts";
 import { CpuMemory } from "./memory.ts";
 import { CpuPool, MAX_CHUNKS } from "./pool.ts";
 import type { KvCache } from "../model/kv_cache.ts";
@@ -72,6 +75,9 @@ const UNPACKED_ROWS = 256;
  * keys and values that are read once, and a prompt still makes chunks for all threads.
  */
 const BLOCK_HEADS = 32;
+
+/** Elements that are normed at once. Not measured: they fit an L2 cache. */
+const NORM_ELEMENTS = 1 << 15;
 
 /** Below the largest element of any group, in mean sizes. */
 const NEVER = -1;
@@ -382,6 +388,37 @@ export class WasmCpuKernels implements CpuKernels {
       }
     } finally {
       this.release(space);
+    }
+  }
+
+  norm(rows: NormedRows): void {
+    const { x, from, count, weight, eps, out, to, angles } = rows;
+    const size = weight.length, [bound] = this.#pool.memories;
+    // Other widths are those of no published model; without weights, there is no memory.
+    if (size % NORM_STEP || !bound) return normRows(rows);
+    const weightAt = this.#space / 4, anglesAt = weightAt + size;
+    const begin = anglesAt + (angles?.length ?? 0);
+    const work = new Float32Array(
+      bound.memory.buffer,
+      0,
+      begin + Math.max(NORM_ELEMENTS, size),
+    );
+    work.set(weight, weightAt);
+    if (angles) work.set(angles, anglesAt);
+    const most = Math.max(1, Math.floor(NORM_ELEMENTS / size));
+    for (let done = 0; done < count; done += most) {
+      const some = Math.min(most, count - done), at = done * size;
+      const first = from + at, end = begin + some * size;
+      work.set(x.subarray(first, first + some * size), begin);
+      bound.kernels.normRows(
+        4 * begin,
+        some,
+        size,
+        4 * weightAt,
+        eps,
+        angles ? 4 * anglesAt : 0,
+      );
+      out.set(work.subarray(begin, end), to + at);
     }
   }
 

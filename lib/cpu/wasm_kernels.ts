@@ -43,6 +43,7 @@ import {
   roundingOf,
   unpackBlocks,
 } from "./wasm_blocks.ts";
+import { normRows } from "./wasm_norm.ts";
 import { isSuper, roundRow } from "./wasm_round.ts";
 import { dotSuperBlocks, roundSuperRow } from "./wasm_super_blocks.ts";
 
@@ -177,6 +178,18 @@ export type WasmKernels =
       headBytes: number,
       out: number,
     ): void;
+    /**
+     * RMSNorm of `count` rows of `size` elements (a multiple of NORM_STEP) in place, and
+     * their rotation unless `angles` is 0: `size / 2` cosines, then sines.
+     */
+    normRows(
+      x: number,
+      count: number,
+      size: number,
+      weight: number,
+      eps: number,
+      angles: number,
+    ): void;
     /** `g = silu(g) · u` in place, `count` elements (a multiple of 4). */
     swiglu(g: number, u: number, count: number): void;
   };
@@ -238,6 +251,7 @@ export function wasmKernels(
     weightedSum(mulAdd),
     unpackHeads(),
     swiglu(mulAdd),
+    normRows(),
   ]);
 }
 
