@@ -19,6 +19,12 @@ import {
   type WasmKernels,
 } from "./wasm_kernels.ts";
 
+/** A memory that threads work on, and the kernels bound to it. */
+export interface BoundMemory {
+  memory: WebAssembly.Memory;
+  kernels: WasmKernels;
+}
+
 /**
  * `y = x · wᵀ`, split into chunks of rows of w. Fields are addresses, strides in bytes and
  * sizes.
@@ -214,34 +220,17 @@ export function packRows(
   rows: number,
   k: number,
   order: SimdReader["order"],
-  memory: ArrayBufferLike,
+  { memory: { buffer }, kernels }: BoundMemory,
   to: number,
   rowBytes: number,
 ): void {
-  const stride = rowBytes / 4;
-  const out = new Float32Array(memory, to, rows * stride);
+  const stride = rowBytes / 4, eights = Math.ceil(k / 8);
+  const out = new Float32Array(buffer, to, rows * stride);
   for (let r = 0; r < rows; r++) {
-    const begin = r * stride, end = begin + Math.ceil(k / 8) * 8, from = r * k;
+    const begin = r * stride, end = begin + 8 * eights, from = r * k;
     out.fill(0, end - 8, end);
-    if (order === "straight") {
-      out.set(x.subarray(from, from + k), begin);
-      continue;
-    }
-    const whole = k - k % 8;
-    for (let i = 0; i < whole; i += 8) {
-      const a = from + i, b = begin + i;
-      out[b] = x[a];
-      out[b + 1] = x[a + 2];
-      out[b + 2] = x[a + 4];
-      out[b + 3] = x[a + 6];
-      out[b + 4] = x[a + 1];
-      out[b + 5] = x[a + 3];
-      out[b + 6] = x[a + 5];
-      out[b + 7] = x[a + 7];
-    }
-    for (let i = whole; i < k; i++) {
-      out[begin + whole + EVEN_FIRST[i - whole]] = x[from + i];
-    }
+    out.set(x.subarray(from, from + k), begin);
+    if (order === "even first") kernels.evenFirst(to + r * rowBytes, eights);
   }
 }
 

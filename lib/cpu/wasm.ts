@@ -226,13 +226,13 @@ export class WasmCpuKernels implements CpuKernels {
       );
     }
     const { memory, addresses } = this.#find(w.planes);
-    const { memory: { buffer }, kernels } = this.#pool.memories[memory];
+    const bound = this.#pool.memories[memory], { kernels } = bound;
     const most = Math.min(fits, MATMUL_ROWS);
 
     for (let done = 0; done < rows; done += most) {
       const count = Math.min(most, rows - done);
       const xAt = this.#space, yAt = xAt + count * xBytes;
-      packRows(x.subarray(done * k), count, k, order, buffer, xAt, xBytes);
+      packRows(x.subarray(done * k), count, k, order, bound, xAt, xBytes);
       if (blocks && isDirect(SIMD_FORMATS[format], count)) {
         const round = kernels[roundRowName(blocks)];
         for (let r = 0; r < count; r++) {
