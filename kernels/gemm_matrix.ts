@@ -33,7 +33,7 @@ const beginA = /* wgsl */ `
 
 const beginB = /* wgsl */ `
   let column = min(source_column(first_column, item / (BK / WIDE)), u.n - 1u);
-  b_begin[l] = column * u.k + item % (BK / WIDE) * WIDE;`;
+  b_begin[l] = (first_held + column) * u.k + item % (BK / WIDE) * WIDE;`;
 
 const loadA = /* wgsl */ `
   let k = k0 + item % (BK / 8u) * 8u;
@@ -130,7 +130,8 @@ const finish = /* wgsl */ `
     }
   }`;
 
-const body = /* wgsl */ `
+/** The code of a tile. expert_gemm_matrix.ts uses it too, with a matrix per tile. */
+export const MATRIX_TILE = /* wgsl */ `
 alias Left = subgroup_matrix_left<f16, 16, 16>;
 alias Right = subgroup_matrix_right<f16, 16, 16>;
 alias Sum = subgroup_matrix_result<f32, 16, 16>;
@@ -157,9 +158,18 @@ fn source_column(first: u32, j: u32) -> u32 {
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32,
         @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_invocation_id) lane: u32) {
-  let split = wg.z % SPLITS;
-  let first_row = (wg.z / SPLITS * BAND + wg.x) * BM;
-  if (first_row >= u.m) { return; } // the last band may have fewer tiles
+  @if EXPERTS > 0 {
+    let expert = groups[wg.z] - u.first;
+    if (expert >= EXPERTS) { return; } // b does not hold it
+    let split = 0u;
+    let first_row = wg.z * BM;
+    let first_held = u.base + expert * u.n; // its first row of b
+  } @else {
+    let split = wg.z % SPLITS;
+    let first_row = (wg.z / SPLITS * BAND + wg.x) * BM;
+    if (first_row >= u.m) { return; } // the last band may have fewer tiles
+    let first_held = 0u;
+  }
   let first_column = wg.y * (BN / COLUMNS_PER_OUTPUT);
   let my_rows = (subgroup / SN) * FM;
   let my_columns = BM / 16u + (subgroup % SN) * FN;
@@ -191,7 +201,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   ${finish}
 }`;
 
-const constants = {
+/** Constants of a tile. */
+export const matrixConstants = {
   BM: 128,
   BN: 128,
   BK: 32,
@@ -204,6 +215,7 @@ const constants = {
   SPLITS: 1,
   C_FOURS: 1,
   F16: 1,
+  EXPERTS: 0,
 };
 
 /** Matrices that a subgroup stores at a time: as many as its share of the tile holds. */
@@ -218,7 +230,8 @@ function storedAtOnce(
   return 1;
 }
 
-function derive(
+/** Derives the remaining constants of a tile. */
+export function deriveMatrix(
   c: Readonly<Record<string, number | string>>,
   { k }: Readonly<Record<string, number>>,
 ) {
@@ -263,7 +276,7 @@ function derive(
 }
 
 /** What a tile needs. */
-function needs(
+export function matrixNeeds(
   { swiglu, m, format }: LinearTarget,
   { BM, BN, BK, SM, SN, STAGES }: Candidate,
 ): Needs {
@@ -323,8 +336,8 @@ export const gemmMatrix = defineKernel<MatrixCase>({
     }`,
   }),
   uniforms: { stride: "u32", column: "u32" },
-  constants,
-  derive,
+  constants: matrixConstants,
+  derive: deriveMatrix,
   tuning: {
     of: "linear",
     grid: {
@@ -335,7 +348,7 @@ export const gemmMatrix = defineKernel<MatrixCase>({
       SN: [1, 2, 4],
       STAGES: [1, 2],
     },
-    needs,
+    needs: matrixNeeds,
   },
   grid: ({ m, n }, { BM, BN, BAND, SPLITS }) => {
     const rows = Math.ceil(m / BM);
@@ -346,7 +359,7 @@ export const gemmMatrix = defineKernel<MatrixCase>({
     ];
   },
   cost: (call) => linearCost(call, "a", "b"),
-  body,
+  body: MATRIX_TILE,
   cases: [
     ...FLOATS.flatMap((w) => [
       { m: 41, n: 37, k: 24, w },

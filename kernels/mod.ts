@@ -14,6 +14,7 @@ export { chooseExperts } from "./choose_experts.ts";
 export { embed } from "./embed.ts";
 export { expertGemv } from "./expert_gemv.ts";
 export { expertGemm } from "./expert_gemm.ts";
+export { expertGemmMatrix } from "./expert_gemm_matrix.ts";
 export { expertGemvInt8 } from "./expert_gemv_int8.ts";
 export { gatherRows } from "./gather_rows.ts";
 export { gemm } from "./gemm.ts";

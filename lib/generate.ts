@@ -229,11 +229,14 @@ export interface RunStats {
   cachedTokens: number;
   /** Tokens generated so far, including any end-of-text token. */
   tokens: number;
-  /** Milliseconds from the start of the run to its first token; 0 before that token. */
+  /**
+   * Milliseconds from the start of the run to its first token, of several sequences to the
+   * last of their first tokens; 0 before the first of them.
+   */
   timeToFirstTokenMs: number;
   /** Prompt tokens that were not cached, divided by the time to the first token. */
   prefillTokensPerSecond: number;
-  /** Decode rate, not counting the first token of each sequence. */
+  /** Decode rate, over the tokens that came after that time. */
   decodeTokensPerSecond: number;
   /** The sampling options in effect, including the seed. */
   sampling: Sampling;
@@ -422,7 +425,10 @@ export class BatchRun
   readonly #growing: readonly Growing[];
   readonly #parts: RunParts;
   #began = 0;
+  /** When the last first token of a sequence came, so far. */
   #first = 0;
+  /** Tokens that had come by then, with those that came at the same time. */
+  #early = 0;
   #last = 0;
   #consumed?: "awaited" | "iterated over";
   /** What it gives to those who await it. */
@@ -440,23 +446,23 @@ export class BatchRun
   get stats(): RunStats {
     const { sampling, device } = this.#parts;
     const sequences = this.#growing.length;
-    let promptTokens = 0, tokens = 0;
-    for (const one of this.#growing) {
-      promptTokens += one.promptTokens;
-      tokens += one.tokenIds.length;
-    }
+    const tokens = this.#count;
+    const promptTokens = this.#growing.reduce(
+      (sum, one) => sum + one.promptTokens,
+      0,
+    );
     const firstMs = Math.max(0, this.#first - this.#began);
     const rate = (n: number, ms: number) => ms > 0 ? n / ms * 1000 : 0;
     const cachedTokens = this.#parts.cachedTokens();
     const prefill = rate(promptTokens - cachedTokens, firstMs);
-    const further = Math.max(0, tokens - sequences);
+    const further = tokens - this.#early;
     const decode = rate(further, this.#last - this.#first);
     const whole = (n: number) => n >= 100 ? Math.round(n) : n.toFixed(1);
     const counted = (n: number, what: string) =>
       `${n} ${what}${n === 1 ? "" : "s"}`;
     const prompt = counted(promptTokens, "prompt token") +
       (cachedTokens > 0 ? ` (${cachedTokens} cached)` : "");
-    // The first token of a sequence belongs to the prompt's time, so it has no rate.
+    // First tokens belong to the prompts' time, so they have no rate.
     const rates = tokens === 0
       ? `${prompt}, no tokens generated`
       : `${prompt} at ${whole(prefill)}/s, ${counted(tokens, "token")}${
@@ -475,6 +481,14 @@ export class BatchRun
         sequences > 1 ? `${sequences} sequences, ` : ""
       }${rates}`,
     };
+  }
+
+  /** Tokens so far, over all sequences. */
+  get #count(): number {
+    return this.#growing.reduce(
+      (sum, { tokenIds }) => sum + tokenIds.length,
+      0,
+    );
   }
 
   /** The error for logits that yield no next token for a sequence. */
@@ -539,7 +553,6 @@ export class BatchRun
       const chunks = this.#parts.start({ steady, ended });
       for await (const ids of chunks) {
         this.#last = performance.now();
-        if (this.#first === 0) this.#first = this.#last;
         for (const [at, tokenId] of ids.entries()) {
           const sequence = ids.sequence ?? at % growing.length;
           const one = growing[sequence];
@@ -547,7 +560,9 @@ export class BatchRun
           chunks.signal.throwIfAborted();
           const fault = faultText(tokenId);
           if (fault) throw this.#faulty(sequence, fault);
+          if (one.tokenIds.length === 0) this.#first = this.#last;
           const pieces = one.take(tokenId, ends, ids.logprobs?.[at]);
+          if (this.#first === this.#last) this.#early = this.#count;
           if (one.finishReason) left--;
           for (const piece of pieces) yield { sequence, ...piece };
           if (left === 0) return;

@@ -53,7 +53,7 @@ import {
 } from "./generate.ts";
 import { type Asked, Engine, type Started } from "./engine/engine.ts";
 import { checkEngine, type EngineOptions } from "./engine/options.ts";
-import { Runs, type RunsParts } from "./engine/runs.ts";
+import { MOST_SLOTS, Runs, type RunsParts } from "./engine/runs.ts";
 import {
   checkContext,
   checkLoading,
@@ -167,7 +167,7 @@ type HowRun = [
   start?: (asked: readonly Asked[]) => Started,
 ];
 
-/** Runs that share the device at a time; others wait. Not measured. */
+/** Runs that share the device at a time, unless one has more prompts. Not measured. */
 const SHARED_SLOTS = 16;
 
 /** Positions to begin with in the cache of runs that share the device. Not measured. */
@@ -233,7 +233,7 @@ export class Qwen3 implements Disposable {
       canShare: () => this.#placed.runner.hasRows,
       alone: (...call) => this.#alone(...call),
       cachedTokens: (tokens) => this.#placed.runner.cachedTokens(tokens),
-      engine: (positions) => this.#shared(positions),
+      engine: (positions, slots) => this.#shared(positions, slots),
       recover: (error) => this.#recovers(error, 1),
     });
   }
@@ -587,7 +587,8 @@ export class Qwen3 implements Disposable {
    * Up to rounding, each text is what `generate` returns for its prompt, using the seed
    * `(seed + index) mod 2³²` when sampling. The options apply to every text. Each text
    * ends on its own, but a signal ends them all. Memory is reserved for the longest
-   * possible text, so set `maxTokens`.
+   * possible texts, so set `maxTokens`; further runs use it again. Of more than
+   * 64 prompts, some wait.
    *
    * ```ts
    * import { loadQwen3 } from "../mod.ts";
@@ -620,25 +621,31 @@ export class Qwen3 implements Disposable {
 
   /** How prompts run that start together. */
   #together(asked: readonly Asked[]): Started {
-    const { length } = asked, [ids, most] = sizeOf(asked);
-    if (length > 1) {
-      const positions = positionsOf(ids, most, this.context);
-      this.#placed.runner.requireRoom(length, positions);
+    const { runner } = this.#placed, [ids, most] = sizeOf(asked);
+    const slots = runner.hasRows ? MOST_SLOTS : Infinity;
+    const together = Math.min(slots, asked.length);
+    if (together > 1) {
+      runner.requireRoom(together, positionsOf(ids, most, this.context));
     }
     return this.#runs.start(asked);
   }
 
-  /** Starts the engine that runs share; there is room for a text of `positions`. */
-  async #shared(positions: number): Promise<Engine> {
+  /** Starts the engine that runs share; there is room for texts of `positions` each. */
+  async #shared(
+    positions: readonly number[],
+    wanted: number,
+  ): Promise<Engine> {
     using turn = this.#turns.begin("generate");
-    const { context } = this, slots = SHARED_SLOTS;
-    const first = Math.max(positions, SHARED_POSITIONS);
-    const firstPositions = Math.min(context, first);
+    const { context } = this;
+    const slots = Math.min(MOST_SLOTS, Math.max(SHARED_SLOTS, wanted));
+    const all = positions.reduce((sum, one) => sum + one, 0);
+    const least = Math.min(context, SHARED_POSITIONS);
+    const firstTexts = all < least ? [least] : positions;
     const rows = await this.#turns.admit(
       "generate",
       async () => {
         const runner = await this.#ready(turn.signal);
-        return await runner.rows({ slots, context, firstPositions });
+        return await runner.rows({ slots, context, firstTexts });
       },
     );
     return new Engine({

@@ -10,7 +10,7 @@ import { GpuSequences } from "../lib/gpu/sequences.ts";
 import { FEW_ROWS } from "../lib/dispatch/shapes.ts";
 import { GpuOps } from "../lib/gpu/ops.ts";
 import { GpuRunner } from "../lib/gpu/runner.ts";
-import { type BatchRun, loadQwen3, type Qwen3 } from "../mod.ts";
+import { loadQwen3, type Qwen3 } from "../mod.ts";
 import { oneByOne, promptsOf, read } from "./support/batch.ts";
 import { relativeError } from "./support/golden.ts";
 import { gpuTest } from "./support/gpu.ts";
@@ -245,9 +245,9 @@ eachDevice(
       Error,
       "Cannot iterate over a run: it was iterated over",
     );
-    for (const [run, tokens] of [[aborted, [3, 3, 2]], [left, [1, 1, 0]]]) {
-      const { sequences } = run as BatchRun;
-      assertEquals(sequences.map(({ tokenIds }) => tokenIds.length), tokens);
+    assertEquals([aborted.stats.tokens, pieces], [8, 8]);
+    assertEquals(left.sequences[1].tokenIds.length, 1);
+    for (const { sequences } of [aborted, left]) {
       for (const [s, { text, finishReason }] of sequences.entries()) {
         assertEquals(finishReason, "aborted");
         assert(whole[s].text.startsWith(text), text);
@@ -262,6 +262,41 @@ eachDevice(
       break;
     }
     assertEquals(await read(qwen.generateBatch(prompts, options)), whole);
+  },
+);
+
+Deno.test("more prompts than are computed at a time wait for the others", async () => {
+  using qwen = await loadQwen3(undefined, { device: "cpu" });
+  const options = { temperature: 0, maxTokens: 3, ignoreEos: true };
+  const prompts = promptsOf(70), alone = await oneByOne(qwen, prompts, options);
+  const memory: number[] = [];
+  for (let round = 0; round < 3; round++) {
+    const together = await read(qwen.generateBatch(prompts, options));
+    assertEquals(together, alone);
+    memory.push(qwen.memoryBytes);
+  }
+  assertEquals(memory[2], memory[1]);
+});
+
+eachDevice(
+  "a batch has log probabilities as its prompts alone",
+  async (load) => {
+    using qwen = await load();
+    const options = { temperature: 0, maxTokens: 5, logprobs: 2 };
+    const prompts = promptsOf(3);
+    const { sequences } = await qwen.generateBatch(prompts, options);
+    for (const [s, { tokenIds, logprobs }] of sequences.entries()) {
+      const alone = await qwen.generate(prompts[s], options);
+      assertEquals(tokenIds, alone.tokenIds);
+      for (const [i, { top, ...own }] of logprobs!.entries()) {
+        const { top: expected, ...one } = alone.logprobs![i];
+        assertEquals(
+          top.map(({ tokenId }) => tokenId),
+          expected.map(({ tokenId }) => tokenId),
+        );
+        assert(Math.abs(own.logprob - one.logprob) < 1e-3);
+      }
+    }
   },
 );
 

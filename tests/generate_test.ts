@@ -307,6 +307,7 @@ Deno.test("an awaited run rejects with the error of the run, each time", async (
   const run = qwen.generate(PROMPT, GREEDY);
   await assertRejects(async () => await run, Error, "it broke");
   await assertRejects(async () => await run, Error, "it broke");
+  qwen.runner.rows = () => Promise.reject(new Error("it broke"));
   const batch = qwen.generateBatch([PROMPT, "A dog"], GREEDY);
   await assertRejects(async () => await batch, Error, "it broke");
   assertEquals(await run.then(() => 1, () => 2), 2);

@@ -9,11 +9,10 @@ import { FEW_ROWS } from "../lib/dispatch/shapes.ts";
 import { GpuOps } from "../lib/gpu/ops.ts";
 import { GpuRunner } from "../lib/gpu/runner.ts";
 import { GpuSequences } from "../lib/gpu/sequences.ts";
-import { openDevice } from "../lib/device/open_device.ts";
 import { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "../mod.ts";
 import { ggufCases } from "./support/gguf_golden.ts";
 import { relativeError } from "./support/golden.ts";
-import { gpuTest, testedOn } from "./support/gpu.ts";
+import { gpuTest, openTested, testedOn } from "./support/gpu.ts";
 
 const FILES = new URL("fixtures/gguf/files/", import.meta.url).pathname;
 const F32_ERROR = 1e-4, F16_ERROR = 3e-3;
@@ -78,7 +77,7 @@ async function checkHalf(
 ): Promise<void> {
   await using checkpoint = await openCheckpoint(file, { quantize });
   const { dtype: cacheDtype } = chooseCacheDtype(checkpoint.config.headDim);
-  using runner = await GpuRunner.load(await openDevice(), checkpoint, {
+  using runner = await GpuRunner.load(await openTested(), checkpoint, {
     ...{ context: 80, cacheDtype, f16Matmuls: true },
   });
   for (const one of await ggufCases(golden)) {
@@ -100,7 +99,7 @@ async function checkHalf(
 async function checkAhead(file: string, golden: string): Promise<void> {
   await using checkpoint = await openCheckpoint(file);
   const { config } = checkpoint, { dtype } = chooseCacheDtype(config.headDim);
-  const gpu = await openDevice();
+  const gpu = await openTested();
   using runner = await GpuRunner.load(gpu, checkpoint, {
     ...{ context: 80, cacheDtype: dtype, f16Matmuls: true },
   });
@@ -184,7 +183,7 @@ gpuTest(
   async (gpu) => {
     const golden = `${FILES}tiny-outlier-bf16-Q4_K_M`;
     await using checkpoint = await openCheckpoint(`${golden}.gguf`);
-    using runner = await GpuRunner.load(await openDevice(), checkpoint, {
+    using runner = await GpuRunner.load(await openTested(), checkpoint, {
       ...{ context: 80, cacheDtype: "f32", f16Matmuls: true },
     });
     const few = (await ggufCases(golden)).filter(({ input_ids: ids }) =>

@@ -346,7 +346,12 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     return out;
   }
 
-  lastRow(x: CpuTensor, { pass: { tokens } }: KvCache<CpuTensor>): CpuTensor {
+  lastRow(
+    x: CpuTensor,
+    { pass: { tokens } }: KvCache<CpuTensor>,
+    ends?: CpuTensor,
+  ): CpuTensor {
+    if (ends) return this.#picked(x, ends);
     const [rows, n] = x.shape;
     const out = this.#results.tensor([rows / tokens, n]);
     for (let s = 0; s < rows / tokens; s++) {
@@ -361,6 +366,11 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     rows: CpuTensor,
     norm: Matrix<CpuTensor>,
   ): CpuTensor {
+    return this.#rmsNorm(this.#picked(x, rows), norm);
+  }
+
+  /** The rows of `x` that are named. */
+  #picked(x: CpuTensor, rows: CpuTensor): CpuTensor {
     const [most, n] = x.shape, count = elements(rows.shape);
     const out = this.#results.tensor([count, n]);
     for (let i = 0; i < count; i++) {
@@ -372,7 +382,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
       }
       f32(out).set(f32(x).subarray(row * n, (row + 1) * n), i * n);
     }
-    return this.#rmsNorm(out, norm);
+    return out;
   }
 
   /** Stops the threads. Tensors keep their values; verbs must not be called again. */

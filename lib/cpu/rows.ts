@@ -8,7 +8,13 @@ import type { Qwen3Config } from "../checkpoint/config.ts";
 import { cachedParts } from "../formats/cached.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import type { CachePass } from "../model/kv_cache.ts";
-import type { Rows, RowsSize, RowText } from "../model/rows.ts";
+import {
+  firstPages,
+  type RowPart,
+  type Rows,
+  type RowsSize,
+  type RowText,
+} from "../model/rows.ts";
 import {
   adjustsLogits,
   allowedNext,
@@ -48,14 +54,16 @@ export class CpuRows implements Rows {
     readonly config: Qwen3Config,
     readonly forward: Forward,
     readonly dtype: CpuCacheDtype,
-    { slots, context, positions, firstPositions }: Required<RowsSize>,
+    size: RowsSize & { positions: number },
     /** @throws {MemoryError} if there is no room for so many positions. */
     readonly requireRoom: (positions: number) => void,
   ) {
-    this.#slots = slots;
-    this.context = context;
-    this.mostPages = Math.ceil(positions / PAGE);
-    this.pages = Math.ceil(firstPositions / PAGE);
+    this.#slots = size.slots;
+    this.context = size.context;
+    const { pages, mostPages } = firstPages(size, PAGE);
+    this.mostPages = mostPages;
+    requireRoom(pages * PAGE);
+    this.pages = pages;
     this.#cache = this.#created(this.pages);
   }
 
@@ -104,7 +112,11 @@ export class CpuRows implements Rows {
     this.#cache.reset(lengths);
   }
 
-  async read(text: RowText, begin: number, end: number): Promise<void> {
+  async read(parts: readonly RowPart[]): Promise<void> {
+    for (const part of parts) await this.#read(part);
+  }
+
+  async #read({ text, begin, end }: RowPart): Promise<void> {
     const first = this.#slots;
     for (let at = begin; at < end; at += CPU_PASS_ROWS) {
       const ids = text.tokens.slice(at, Math.min(end, at + CPU_PASS_ROWS));

@@ -161,10 +161,8 @@ export class CpuRunner implements Runner {
     const positions = size.positions ??
       positionsFor(config, { slots, context, dtype }, { free });
     const require = (positions: number) => this.requireRoom(1, positions);
-    const { firstPositions = positions } = size;
-    require(firstPositions);
     const forward: Forward = (...call) => this.#forward(...call);
-    const all = { slots, context, positions, firstPositions };
+    const all = { ...size, positions };
     return Promise.resolve(
       new CpuRows(ops, config, forward, dtype, all, require),
     );
@@ -299,8 +297,7 @@ export class CpuRunner implements Runner {
       this.weights,
       ids(tokens),
       cache,
-      all,
-      ends && ids(ends),
+      { all, ends: ends && ids(ends), states: ends !== undefined },
     );
     using slices = this.ops.inSlices(whole);
     let next = slices.next();

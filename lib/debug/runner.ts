@@ -295,8 +295,8 @@ export class DebugRunner implements Runner {
     const { forward } = familyOf(config);
     const last = Uint32Array.of(chunk.length - 1);
     using ends = Tensor.create(gpu, "u32", [1], last, "ends");
-    const wanted = [all, states ? ends : undefined] as const;
-    finish(forward(recording, this.gpu.weights, input, cache, ...wanted));
+    const wanted = { all, states, ends: states ? ends : undefined };
+    finish(forward(recording, this.gpu.weights, input, cache, wanted));
     let result = new Float32Array();
     for (const step of steps) {
       const { actual, wrong } = await this.#check(step, caches, signal);

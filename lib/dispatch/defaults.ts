@@ -207,7 +207,8 @@ const NVIDIA: Defaults = {
     other: { BM: 64, BN: 64, BK: 16, TM: 4, TN: 8 },
   },
   attendDecode: {
-    short: { WORKGROUP: 512, SHARES: 2, STEPS: 2 },
+    // "Decode attention: one query head a workgroup".
+    short: { WORKGROUP: 512, SHARES: 4, STEPS: 2 },
     middle: { WORKGROUP: 128, SHARES: 2, STEPS: 4 },
     long: { WORKGROUP: 128, SHARES: 1, STEPS: 2 },
   },

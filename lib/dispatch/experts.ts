@@ -6,7 +6,7 @@
 import { type Format, wideLoad } from "../formats/format.ts";
 import { type Capabilities, laneConstants } from "./capabilities.ts";
 import { defaultsFor, tileFor } from "./defaults.ts";
-import { expertKey } from "./keys.ts";
+import { type ExpertKernel, expertKey } from "./keys.ts";
 import {
   headroomOf,
   integerConstants,
@@ -15,6 +15,7 @@ import {
   origin,
   roundsFor,
 } from "./linear.ts";
+import { chooseGroupedMatrices } from "./matrices.ts";
 import {
   type Constants,
   type Epilogue,
@@ -63,7 +64,7 @@ export const groupsRows = (
 ): boolean => rows > FEW_ROWS && rows * used >= GROUPED * count;
 
 /** Rows of a tile of one expert, for `pairs` of a row and an expert. */
-export const groupTile = (pairs: number, experts: number): number =>
+export const groupTile = (pairs: number, experts: number): 32 | 64 =>
   pairs <= 32 * experts ? 32 : 64;
 
 /** The most tiles that pairs can take, whichever experts are used. */
@@ -92,12 +93,32 @@ export interface GroupedShape {
 export function chooseExpertGemm(
   { pairs, experts, n, k, format, largest }: GroupedShape,
   device: Capabilities,
-): ExpertChoice & { headroom?: number } {
+): ExpertChoice & {
+  kernel: "expertGemm" | "expertGemmMatrix";
+  headroom?: number;
+} {
   const rows = Math.ceil(pairs / experts), BM = groupTile(pairs, experts);
-  const tunedFor = (inHalf: boolean) =>
+  const tunedFor = (inHalf: boolean, kernel: ExpertKernel = "expertGemm") =>
     device.tuned?.get(
-      expertKey("expertGemm", { m: BM, n, k, format, swiglu: false }, inHalf),
+      expertKey(kernel, { m: BM, n, k, format, swiglu: false }, inHalf),
     );
+  const byMatrix = tunedFor(true, "expertGemmMatrix");
+  const cores = chooseGroupedMatrices(
+    { BM, k, format, largest },
+    device,
+    byMatrix,
+  );
+  const why = `${rows} rows per expert on average: tiles reuse its matrix`;
+  if (typeof cores === "object") {
+    return {
+      kernel: "expertGemmMatrix",
+      ...cores,
+      reason:
+        `${why}; tensor cores multiply f16, rows scaled into range, and sum in f32; ${
+          byMatrix ? "tuned for this adapter" : "tile not measured"
+        }`,
+    };
+  }
   const half = { ...tileFor(rows, n, format, device, true), ...tunedFor(true) };
   const headroom = headroomOf({ k, largest }, half.BK);
   const tuned = tunedFor(headroom !== undefined);
@@ -107,11 +128,14 @@ export function chooseExpertGemm(
     : { ...tileFor(Math.min(rows, 2 * BM), n, format, device), ...tuned };
   const on = headroom ? 1 : 0;
   return {
+    kernel: "expertGemm",
     constants: { ...tile, BM, F16: on, SCALED: on },
     headroom,
-    reason: `${rows} rows per expert on average: tiles reuse its matrix${
+    reason: `${why}${
       headroom ? "; multiplies in f16, rows scaled into range" : ""
-    }; ${origin(tuned, defaultsFor(device))}`,
+    }${cores === undefined ? "" : `; not by tensor cores: ${cores}`}; ${
+      origin(tuned, defaultsFor(device))
+    }`,
   };
 }
 

@@ -27,7 +27,11 @@ export type LinearKernel =
   | "gemmMatrix";
 
 /** The kernels that multiply rows by the matrices of their experts. */
-export type ExpertKernel = "expertGemv" | "expertGemvInt8" | "expertGemm";
+export type ExpertKernel =
+  | "expertGemv"
+  | "expertGemvInt8"
+  | "expertGemm"
+  | "expertGemmMatrix";
 
 /**
  * The key of a Linear layer of experts, whose matrices are `[n, k]` each: of `m` experts of

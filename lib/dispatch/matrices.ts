@@ -5,6 +5,7 @@
  * @module
  */
 import type { Capabilities, SubgroupMatrix } from "./capabilities.ts";
+import type { Format } from "../formats/format.ts";
 import { linearKey } from "./keys.ts";
 import type { Constants, LinearShape } from "./shapes.ts";
 
@@ -55,6 +56,8 @@ export const MATRIX_TILES = {
   large: { BM: 128, BN: 128, BK: 32, SM: 2, SN: 2, STAGES: 1 },
   /** Up to 64 rows, or if there is no room for the large one. */
   small: { BM: 64, BN: 128, BK: 32, SM: 2, SN: 2, STAGES: 1 },
+  /** For 32 rows of an expert. Not measured. */
+  narrow: { BM: 32, BN: 128, BK: 32, SM: 1, SN: 4, STAGES: 1 },
 } as const satisfies Record<string, MatrixTile>;
 
 /** What kernels multiply: f16, with sums in f32. */
@@ -113,18 +116,8 @@ export function chooseMatrices(
   const tuned = device.tuned?.get(linearKey("gemmMatrix", shape, true));
   const few = m <= 64;
   const { large, small } = MATRIX_TILES;
-  const { maxComputeWorkgroupStorageSize: room } = device.limits;
-  const fits = (tile: MatrixTile) => matrixTileBytes(tile) <= room;
-  const suitable = (few ? [small] : [large, small]).map((given) => {
-    const deep = { ...given, BK: Math.max(given.BK, format.loads[0]) };
-    return fits(deep) ? deep : { ...deep, STAGES: 1 };
-  });
-  const tile = { ...suitable.find(fits) ?? suitable.at(-1)!, ...tuned };
-  if (!fits(tile)) {
-    return `a tile takes ${
-      matrixTileBytes(tile)
-    } bytes of workgroup memory, the device has ${room}`;
-  }
+  const tile = fitting(few ? [small] : [large, small], format, tuned, device);
+  if (typeof tile === "string") return tile;
   const wanted = Math.floor(ENOUGH_WORKGROUPS / tiles(m, n, tile));
   const most = Math.min(MOST_SPLITS_OF_K, wanted, Math.floor(k / LEAST_K));
   const splits = swiglu ? 1 : Math.max(1, most);
@@ -143,6 +136,48 @@ export function chooseMatrices(
       ? "tile not measured"
       : "tile measured on an H200",
   };
+}
+
+/** The first of `tiles` that there is room for, or why there is none. */
+function fitting(
+  tiles: readonly MatrixTile[],
+  { loads: [unit] }: Format,
+  tuned: Constants | undefined,
+  { limits: { maxComputeWorkgroupStorageSize: room } }: Capabilities,
+): MatrixTile | string {
+  const fits = (tile: MatrixTile) => matrixTileBytes(tile) <= room;
+  const suitable = tiles.map((given) => {
+    const deep = { ...given, BK: Math.max(given.BK, unit) };
+    return fits(deep) ? deep : { ...deep, STAGES: 1 };
+  });
+  const tile = { ...suitable.find(fits) ?? suitable.at(-1)!, ...tuned };
+  if (fits(tile)) return tile;
+  return `a tile takes ${
+    matrixTileBytes(tile)
+  } bytes of workgroup memory, the device has ${room}`;
+}
+
+/**
+ * Chooses a tile for rows that are grouped by expert, `BM` of one expert each. Returns
+ * undefined and why it cannot be as {@linkcode chooseMatrices} does.
+ */
+export function chooseGroupedMatrices(
+  { BM, k, format, largest }: {
+    BM: 32 | 64;
+    k: number;
+    format: Format;
+    largest?: number;
+  },
+  device: Capabilities,
+  tuned?: Constants,
+): { constants: Constants; headroom: number } | string | undefined {
+  if (!hasMatrices(device) || largest === undefined) return undefined;
+  const refused = refusal({ k, largest });
+  if (refused !== undefined) return refused;
+  const { small, narrow } = MATRIX_TILES;
+  const tile = fitting([BM === 32 ? narrow : small], format, tuned, device);
+  if (typeof tile === "string") return tile;
+  return { constants: { ...tile, SCALED: 1 }, headroom: HEADROOM };
 }
 
 const tiles = (

@@ -69,30 +69,47 @@ export interface PromptPass {
   tokens: number;
 }
 
+/** A pass for whose tokens there are `padded` rows; what the last rows compute is not used. */
+export interface PaddedPass extends PromptPass {
+  padded: number;
+}
+
 /**
  * Divides a prompt of `length` tokens into passes of up to `rows` tokens; on a software
  * renderer, few enough that no dispatch takes long. `all` is whether each token needs
- * logits, and the first `cached` tokens need no pass. Depends on no measurement, so that
- * results are reproducible.
+ * logits; such passes are not padded. The first `cached` tokens need no pass, and a sequence
+ * has `room` positions. Depends on no measurement, so that results are reproducible.
  */
 export function promptPasses(
   length: number,
   rows: number,
   work: ModelWork,
-  { software, all, cached = 0 }: {
+  { software, all, room, cached = 0 }: {
     software: boolean;
     all: boolean;
+    room: number;
     cached?: number;
   },
-): PromptPass[] {
-  const passes: PromptPass[] = [];
+): PaddedPass[] {
+  const passes: PaddedPass[] = [];
   for (let begin = cached; begin < length;) {
-    const most = software ? softwareRows(begin, rows, work, all) : rows;
-    const tokens = Math.min(most, length - begin);
-    passes.push({ begin, tokens });
-    begin += tokens;
+    const left = length - begin;
+    const pass = all
+      ? exactPass(
+        begin,
+        left,
+        software ? softwareRows(begin, rows, work, all) : rows,
+      )
+      : choosePass({ begin, left, room }, rows, work, software);
+    passes.push(pass);
+    begin += pass.tokens;
   }
   return passes;
+}
+
+function exactPass(begin: number, left: number, most: number): PaddedPass {
+  const tokens = Math.min(most, left);
+  return { begin, tokens, padded: tokens };
 }
 
 /** As many of `rows` tokens as keep a software renderer's dispatches short. */
@@ -116,27 +133,13 @@ function softwareRows(
 }
 
 /**
- * The sizes of recorded passes that read texts, so that texts of any length need few. Not
- * measured: padding adds at most a quarter, and from 512 tokens on at most a fifth.
+ * The sizes of recorded passes, so that prompts of any length need few. Padding adds at most
+ * a quarter of the rows, from 512 on an eighth. Not measured.
  */
-const READ_SIZES = [
+const PASS_SIZES = [
   ...[1, 2, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 112, 128, 160, 192],
-  ...[
-    224,
-    256,
-    320,
-    384,
-    448,
-    512,
-    640,
-    768,
-    896,
-    1024,
-    1280,
-    1536,
-    1792,
-    2048,
-  ],
+  ...[224, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024],
+  ...[1152, 1280, 1408, 1536, 1664, 1792, 1920, 2048],
 ];
 
 /**
@@ -144,16 +147,80 @@ const READ_SIZES = [
  * to `rows` tokens, or more than are left, which are then padded, if that stays within
  * `room` positions.
  */
-export function chooseReadPass(
+export function choosePass(
   { begin, left, room }: { begin: number; left: number; room: number },
   rows: number,
   work: ModelWork,
   software: boolean,
-): { tokens: number; padded: number } {
+): PaddedPass {
   const most = software ? softwareRows(begin, rows, work, false) : rows;
-  const fits = READ_SIZES.filter((n) => n <= Math.min(most, room - begin));
+  const fits = PASS_SIZES.filter((n) => n <= Math.min(most, room - begin));
   const padded = fits.find((n) => n >= left) ?? fits.at(-1)!;
-  return { tokens: Math.min(left, padded), padded };
+  return { begin, tokens: Math.min(left, padded), padded };
+}
+
+/**
+ * The most tokens of a text that is read together with others. Not measured: longer ones
+ * fill a pass by themselves.
+ */
+const MOST_SHORT = 128;
+/** The fewest tokens that such texts are padded to, so that there are few passes. */
+const LEAST_SHORT = 16;
+
+/** Tokens of a text that are read, and the pages of its positions. */
+export interface ReadRange extends Readonly<Record<"begin" | "end", number>> {
+  readonly pages: readonly number[];
+}
+
+/**
+ * Divides parts of texts, in their order, into passes of several short ones, each padded to
+ * as many tokens, and of one. A text that begins in pages which others of a pass fill waits
+ * for the next. Passes have up to `rows` rows, and texts `room` positions.
+ */
+export function readTogether(
+  parts: readonly ReadRange[],
+  { rows, room, page, work, software }: {
+    rows: number;
+    room: number;
+    page: number;
+    work: ModelWork;
+    software: boolean;
+  },
+): { count: number; tokens: number }[] {
+  const groups: { count: number; tokens: number }[] = [];
+  const filled = new Set<number>();
+  for (const { begin, end, pages } of parts) {
+    const last = groups.at(-1), before = Math.floor(begin / page);
+    const isShort = end - begin <= MOST_SHORT && begin + MOST_SHORT <= room;
+    const tokens = isShort
+      ? Math.max(LEAST_SHORT, powerOf2(end - begin))
+      : Infinity;
+    const each = Math.max(tokens, last?.tokens ?? 0);
+    const most = software ? softwareRows(begin, rows, work, false) : rows;
+    const joins = last && each * powerOf2(last.count + 1) <= most &&
+      !pages.slice(0, before).some((at) => filled.has(at));
+    if (joins) {
+      last.count++;
+      last.tokens = each;
+    } else {
+      groups.push({ count: 1, tokens });
+      filled.clear();
+    }
+    for (const at of pages.slice(before)) filled.add(at);
+  }
+  return groups;
+}
+
+const powerOf2 = (least: number) => 2 ** Math.ceil(Math.log2(least));
+
+/** Token ids for a pass of `padded` rows: the last one fills it up. */
+export function paddedTo(
+  padded: number,
+  ids: readonly number[],
+): Uint32Array<ArrayBuffer> {
+  const all = new Uint32Array(padded).fill(ids.at(-1)!);
+  all.set(ids);
+  return all;
 }
 
 /**

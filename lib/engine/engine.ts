@@ -3,10 +3,16 @@
  *
  * @module
  */
-import { turn } from "../dispatch/rests.ts";
+import { turn, turns } from "../dispatch/rests.ts";
 import { MemoryError } from "../errors.ts";
 import { type GenerateOptions, Run, type RunParts } from "../generate.ts";
-import type { Rows, RowText } from "../model/rows.ts";
+import {
+  pagesOf,
+  roomOf,
+  type Rows,
+  type RowsRoom,
+  type RowText,
+} from "../model/rows.ts";
 import {
   faultText,
   type SampledTokens,
@@ -79,10 +85,10 @@ export interface EngineParts {
 const MOST_UNREAD = 512;
 
 /**
- * The most steps together when there are several requests, so that the next one joins
- * soon. Not measured: replies of 100 tokens then leave their slot unused for 4 % of them.
+ * The most steps together while requests wait for a slot, or one has a mask and takes one of
+ * them. Not measured: replies of 100 tokens then leave their slot unused for 4 % of them.
  */
-const STEPS_TOGETHER = 8;
+const FEW_STEPS = 8;
 
 /**
  * Prompt tokens between two chunks of decode steps: at first, at most, at least, and how
@@ -203,7 +209,8 @@ export class Engine implements Disposable {
   /** Whether a request came since the last step began. */
   #hasNews = false;
   #disposed?: Error;
-  #steps: number;
+  /** Steps together, by the rows of the pass. */
+  readonly #steps = new Map<number, number>();
   #reading = READING.first;
   #promptTokens = 0;
   #cachedTokens = 0;
@@ -229,7 +236,6 @@ export class Engine implements Disposable {
       mostPages: rows.mostPages,
       rowsFor: (count) => rows.rowsFor(count),
     });
-    this.#steps = rows.firstSteps;
   }
 
   /** Whether there is something to compute. */
@@ -238,20 +244,36 @@ export class Engine implements Disposable {
     return running + waiting > 0;
   }
 
+  /** Whether there is no request, not even one that is paused. */
+  get isEmpty(): boolean {
+    return this.#requests.size === 0 && !this.isBusy;
+  }
+
   /** How many tokens of a prompt a request would find in the cache. */
   cachedTokens(tokens: readonly number[]): number {
     return this.#pages.known(tokens, tokens.length - 1);
   }
 
   /**
-   * @ignore Lets the cache grow until it has room for a text of so many positions; only while
-   * nothing computes.
+   * @ignore Whether the cache has room for texts of so many positions each, or is as large as
+   * it may be.
+   */
+  hasRoom(positions: readonly number[]): boolean {
+    return this.#pagesOf(positions) <= this.#parts.rows.pages;
+  }
+
+  /**
+   * @ignore Lets the cache grow until it {@linkcode hasRoom}; only while nothing computes.
    *
    * @throws {MemoryError} if the device has too little memory.
    */
-  async reserve(positions: number): Promise<void> {
-    const { rows } = this.#parts, wanted = this.#pages.pagesFor(positions);
-    if (wanted > rows.pages) await this.#addPages(wanted);
+  async reserve(positions: readonly number[]): Promise<void> {
+    if (this.hasRoom(positions)) return;
+    await this.#addPages(this.#pagesOf(positions), roomOf(positions));
+  }
+
+  #pagesOf(positions: readonly number[]): number {
+    return Math.min(this.#mostPages, pagesOf(positions, this.#pages.size));
   }
 
   /** What it does now, and sums over all requests. */
@@ -344,6 +366,7 @@ export class Engine implements Disposable {
   async #run(): Promise<void> {
     if (this.#running) return;
     this.#running = true;
+    await turns(1); // those that come at the same time begin together
     try {
       while (this.#requests.size > 0) {
         await this.#parts.exclusive(() => this.#step());
@@ -377,10 +400,7 @@ export class Engine implements Disposable {
     for (const { entry } of this.#gone) if (entry) this.#leave(entry);
     this.#gone.clear();
     const { rows } = this.#parts, began = performance.now();
-    const { running, waiting } = this.#scheduler.counts;
-    const steps = running + waiting <= 1
-      ? this.#steps
-      : Math.min(this.#steps, STEPS_TOGETHER);
+    const steps = this.#stepsNext();
     await this.#makeRoom(steps);
     this.#hasNews = false;
     const step = this.#scheduler.next({
@@ -388,9 +408,10 @@ export class Engine implements Disposable {
       first: rows.firstSteps,
       reading: this.#reading,
     });
-    for (const { entry, begin, end } of step.readings) {
-      await rows.read(this.#requests.get(entry)!, begin, end);
-    }
+    await rows.read(step.readings.map(({ entry, begin, end }) => ({
+      text: this.#requests.get(entry)!,
+      ...{ begin, end },
+    })));
     if (step.steps === 0) {
       this.#give();
       await turn();
@@ -408,10 +429,22 @@ export class Engine implements Disposable {
     }
     const ms = performance.now() - began;
     if (step.readings.length > 0) this.#adaptReading(ms);
-    else if (taken === this.#steps) {
-      this.#steps = rows.nextSteps(this.#steps, ms);
+    else if (taken === this.#steps.get(texts.length)) {
+      this.#steps.set(texts.length, rows.nextSteps(taken, ms));
     }
     texts.forEach((request, row) => request && this.#accept(request, ids[row]));
+  }
+
+  /** How many steps to take together next, at most. */
+  #stepsNext(): number {
+    const { rows, slots } = this.#parts;
+    const { running, waiting } = this.#scheduler.counts;
+    const count = rows.rowsFor(Math.max(1, Math.min(running + waiting, slots)));
+    const steps = this.#steps.get(count) ?? rows.firstSteps;
+    this.#steps.set(count, steps);
+    const isShort = running + waiting > slots ||
+      running + waiting > 1 && this.#requests.values().some(({ mask }) => mask);
+    return isShort ? Math.min(steps, FEW_STEPS) : steps;
   }
 
   /** Whether to go on with the chunk: no request has left, and none could join. */
@@ -428,15 +461,19 @@ export class Engine implements Disposable {
 
   /** Lets the cache grow if requests need more pages than there are. */
   async #makeRoom(steps: number): Promise<void> {
-    const { rows } = this.#parts, missing = this.#scheduler.missing(steps);
-    if (missing > 0 && rows.pages < this.#mostPages) {
-      const wanted = rows.pages + missing, { pages } = rows;
-      const sizes = [2 * pages, Math.ceil(1.25 * pages), wanted];
-      for (const size of sizes) {
-        if (size >= wanted && await this.#grow(size)) break;
+    const { rows } = this.#parts, { pages } = rows;
+    let most = Math.max(1, this.#scheduler.counts.waiting);
+    // If there is no memory for all that wait, then perhaps for some.
+    for (let grown = false; !grown && most >= 1; most = Math.floor(most / 2)) {
+      const missing = this.#scheduler.missing(steps, most);
+      if (missing === 0 || pages >= this.#mostPages) break;
+      const wanted = pages + missing;
+      for (const size of [2 * pages, Math.ceil(1.25 * pages), wanted]) {
+        grown = size >= wanted && await this.#grow(size);
+        if (grown) break;
       }
-      if (this.#full) this.#mostPages = rows.pages;
     }
+    if (this.#full) this.#mostPages = rows.pages;
     if (!this.#full) return;
     for (const entry of this.#scheduler.tooLong) {
       this.#requests.get(entry)!.fail(this.#full);
@@ -457,9 +494,9 @@ export class Engine implements Disposable {
   }
 
   /** Adds pages to the cache, so that there are `pages`. */
-  async #addPages(pages: number): Promise<void> {
+  async #addPages(pages: number, asked?: RowsRoom): Promise<void> {
     const { rows } = this.#parts;
-    await rows.grow(pages);
+    await rows.grow(pages, asked);
     this.#pages.grow(rows.pages);
   }
 

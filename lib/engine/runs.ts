@@ -1,8 +1,8 @@
 /**
- * The runs of a model. One that is alone has the device to itself and continues from the
- * cache that the last one left. As soon as there are several, they are requests of one engine,
- * and a run that was alone goes on there after the tokens that it has. If there is no memory
- * for several, newcomers are refused, and the run goes on alone.
+ * The runs of a model. One of a single prompt that is alone has the device to itself and
+ * continues from the cache that the last one left. Several prompts are requests of one engine,
+ * and so are several runs: one that was alone goes on there after the tokens that it has. If
+ * there is no memory for several, newcomers are refused, and the run goes on alone.
  *
  * @module
  */
@@ -35,15 +35,18 @@ export interface RunsParts {
   /** How many tokens of a prompt are cached for a run that is alone. */
   cachedTokens(tokens: readonly number[]): number;
   /**
-   * Starts the engine that runs share, with room for a text of so many positions; then no
-   * run is alone.
+   * Starts the engine that runs share, with at least so many slots and room for texts of so
+   * many positions; then no run is alone.
    *
    * @throws {MemoryError} if the device has too little memory.
    */
-  engine(positions: number): Promise<Engine>;
+  engine(positions: readonly number[], slots: number): Promise<Engine>;
   /** Whether a run that has no tokens yet can start over elsewhere after this error. */
   recover(error: unknown): boolean;
 }
+
+/** The most slots of the engine that runs share; the texts of more prompts take turns. */
+export const MOST_SLOTS = 64;
 
 /** How often a run looks whether others still compute, if it has to go on alone. */
 const CALM_MS = 10;
@@ -130,11 +133,10 @@ export class Runs {
   #mayBeAlone(run: Running): boolean {
     const { parts } = this, engine = this.#started;
     const [one, ...more] = run.asked;
-    if (this.#waiting > 0 || engine?.isBusy || !parts.turns.isFree) {
-      return false;
-    }
+    const isBusy = this.#waiting > 0 || engine?.isBusy || !parts.turns.isFree;
+    if (isBusy || more.length > 0) return false;
     const begun = hasBegun(run);
-    if (begun || !engine || !one.reuse || more.length > 0) return !begun;
+    if (begun || !engine || !one.reuse) return !begun;
     return engine.cachedTokens(one.tokens) <= parts.cachedTokens(one.tokens);
   }
 
@@ -173,7 +175,7 @@ export class Runs {
   /** Computes the tokens of a run, or the rest of them, beside others. */
   async *#inEngine(run: Running): AsyncGenerator<RunTokens, void> {
     const { asked, texts, consumer, turn } = run;
-    const engine = await this.#shared();
+    const engine = await this.#shared(asked);
     run.shared = true;
     const ender = new AbortController();
     const signal = AbortSignal.any([turn.signal, ender.signal]);
@@ -213,20 +215,29 @@ export class Runs {
   }
 
   /**
-   * The engine, once it has room for a run that was alone and is no longer.
+   * The engine, once it has room for a run that was alone and is no longer, and for the texts
+   * of several prompts.
    *
    * @throws {MemoryError} if it has none; that run then goes on alone.
    */
-  async #shared(): Promise<Engine> {
+  async #shared(asked: readonly Asked[]): Promise<Engine> {
     const { turns } = this.parts;
     turns.oustUnbegun(); // before it reads a prompt that will be read again
     const lone = turns.isAlone ? this.#lone : [];
-    const positions = lone.reduce((n, { length }) => Math.max(n, length), 0);
+    const positions = lone.map(({ length }) => length);
+    if (asked.length > 1) {
+      const each = asked.map(({ tokens, maxTokens }) =>
+        tokens.length + maxTokens - 1
+      );
+      const longest = each.sort((a, b) => b - a).slice(0, MOST_SLOTS);
+      positions.push(...longest);
+    }
     this.#waiting++;
     try {
-      this.#engine ??= this.#begin(positions);
+      this.#endIfSmaller(positions, asked.length);
+      this.#engine ??= this.#begin(positions, asked.length);
       const engine = await this.#engine;
-      if (positions > 0) { // another run may have begun the engine
+      if (positions.length > 0) { // another run may have begun the engine
         await turns.admit("generate", () => engine.reserve(positions));
       }
       return engine;
@@ -235,9 +246,22 @@ export class Runs {
     }
   }
 
-  async #begin(positions: number): Promise<Engine> {
+  /**
+   * Ends an engine that does nothing, if it is too small for several prompts: a larger one
+   * takes less memory than both caches while one is copied.
+   */
+  #endIfSmaller(positions: readonly number[], slots: number): void {
+    const engine = this.#started;
+    if (slots < 2 || !engine?.isEmpty || this.#waiting > 1) return;
+    const hasSlots = engine.stats.slots >= Math.min(slots, MOST_SLOTS);
+    if (hasSlots && engine.hasRoom(positions)) return;
+    this.#engine = this.#started = undefined;
+    engine[Symbol.dispose]();
+  }
+
+  async #begin(positions: readonly number[], slots: number): Promise<Engine> {
     try {
-      return this.#started = await this.parts.engine(positions);
+      return this.#started = await this.parts.engine(positions, slots);
     } catch (error) {
       this.#engine = undefined;
       throw error;

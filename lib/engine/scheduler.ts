@@ -95,17 +95,17 @@ export class Scheduler {
 
   /**
    * How many pages are missing for all that run, and for those that wait for a slot that is
-   * free, to take `steps` steps.
+   * free, up to `most` of them, to take `steps` steps.
    */
-  missing(steps: number): number {
+  missing(steps: number, most = Infinity): number {
     const { pages, slots } = this.options;
-    const endOf = ({ tokens, most }: Entry) =>
-      pages.pagesFor(Math.min(tokens.length - 1 + steps, most));
+    const endOf = (entry: Entry) =>
+      pages.pagesFor(Math.min(entry.tokens.length - 1 + steps, entry.most));
     let wanted = 0;
     for (const entry of this.#running) {
       wanted += Math.max(0, endOf(entry) - entry.pages.length);
     }
-    const free = Math.max(0, slots - this.#running.length);
+    const free = Math.min(most, Math.max(0, slots - this.#running.length));
     for (const entry of this.#waiting.slice(0, free)) {
       wanted += endOf(entry) + 1; // one is kept for each of the others
     }

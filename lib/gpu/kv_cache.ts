@@ -19,6 +19,7 @@ import { errorText, MemoryError } from "../errors.ts";
 import {
   cacheBytes,
   type CachePass,
+  type CacheSize,
   type KeptCache,
   KvCache,
   type Paging,
@@ -37,6 +38,14 @@ export interface SharedLayers {
   v: Tensor;
   /** u32, at least the flags. */
   state: Tensor;
+}
+
+/** Options of {@linkcode GpuKvCache}. */
+export interface GpuCacheOptions {
+  shared?: SharedLayers;
+  paging?: Paging;
+  /** What errors say there is no memory for, if not all of it. */
+  asked?: Pick<CacheSize, "sequences" | "context">;
 }
 
 /**
@@ -67,7 +76,7 @@ export class GpuKvCache extends KvCache<Tensor>
     sequences: number,
     context: number,
     readonly dtype: CacheDtype,
-    { shared, paging }: { shared?: SharedLayers; paging?: Paging } = {},
+    { shared, paging }: GpuCacheOptions = {},
   ) {
     const { numHiddenLayers, numKeyValueHeads, headDim } = config;
     const { numAttentionHeads } = config;
@@ -154,10 +163,11 @@ export class GpuKvCache extends KvCache<Tensor>
     }
     if (!error) return cache;
     cache[Symbol.dispose]();
-    const { paging } = options;
-    const held = paging
-      ? { sequences: paging.pages, context: paging.page }
-      : { sequences, context };
+    const { paging, asked } = options;
+    const held = asked ??
+      (paging
+        ? { sequences: 1, context: paging.pages * paging.page }
+        : { sequences, context });
     const bytes = cacheBytes(config, held.sequences, held.context, dtype);
     const size = sizeText(held, bytes);
     throw new MemoryError(

@@ -11,6 +11,7 @@ import { attendPrefillMatrix } from "../../kernels/attend_prefill_matrix.ts";
 import { chooseExperts } from "../../kernels/choose_experts.ts";
 import { embed } from "../../kernels/embed.ts";
 import { expertGemm } from "../../kernels/expert_gemm.ts";
+import { expertGemmMatrix } from "../../kernels/expert_gemm_matrix.ts";
 import { expertGemv, expertSquareParts } from "../../kernels/expert_gemv.ts";
 import { expertGemvInt8 } from "../../kernels/expert_gemv_int8.ts";
 import { gatherRows } from "../../kernels/gather_rows.ts";
@@ -356,7 +357,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     let normed: Tensor | undefined;
     let halves: { of: number; made: [Tensor, Tensor] } | undefined;
     for (const part of w.parts) {
-      const { constants, headroom, reason } = chooseExpertGemm({
+      const { kernel, constants, headroom, reason } = chooseExpertGemm({
         ...{ pairs, experts, n, k: w.k },
         ...{ format: part.format, largest: w.largest },
       }, this.gpu);
@@ -370,7 +371,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       for (const [i, begin] of [part.begin, part.twin].entries()) {
         if (begin === undefined) continue;
         const column = begin < all ? 0 : n;
-        this.plan.add(expertGemm, {
+        const byMatrix = kernel === "expertGemmMatrix";
+        this.plan.add(byMatrix ? expertGemmMatrix : expertGemm, {
           ...{ a, b: { matrix: w, part }, scales, groups, c },
         }, {
           label: w.label,
@@ -383,7 +385,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
             COLUMNS: n,
           },
           uniforms: {
-            ...{ m: tile, n, column },
+            ...{ n, column, ...(byMatrix ? {} : { m: tile }) },
             first: begin % all / n,
             base: i * part.rows,
           },
@@ -602,8 +604,13 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     return y;
   }
 
-  lastRow(x: Tensor, { pass: { tokens } }: KvCache<Tensor>): Tensor {
+  lastRow(
+    x: Tensor,
+    { pass: { tokens } }: KvCache<Tensor>,
+    ends?: Tensor,
+  ): Tensor {
     if (tokens === 1) return x;
+    if (ends) return this.#gather(x, ends);
     const [rows] = x.shape;
     const last = Uint32Array.from(
       { length: rows / tokens },

@@ -105,12 +105,14 @@ export class RingReader implements Disposable {
   ): Promise<number[][] | undefined> {
     const [ring, width] = this.ring.shape;
     return await this.#read((all) =>
-      begins.map((begin, s) =>
-        Array.from({ length: steps }, (_, i) => {
-          const at = (begin + i) % ring * width + s * words;
-          return [...all.subarray(at, at + words)];
-        }).flat()
-      )
+      begins.map((begin, s) => {
+        const ids: number[] = [];
+        for (let step = begin; step < begin + steps; step++) {
+          const at = step % ring * width + s * words;
+          for (let i = at; i < at + words; i++) ids.push(all[i]);
+        }
+        return ids;
+      })
     );
   }
 

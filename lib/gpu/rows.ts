@@ -10,7 +10,12 @@
  */
 import { LOGPROB_WORDS } from "../../kernels/sample_logprobs.ts";
 import { firstChunk, nextChunk } from "../dispatch/chunks.ts";
-import { chooseReadPass, dispatchWork } from "../dispatch/pass_rows.ts";
+import {
+  choosePass,
+  dispatchWork,
+  paddedTo,
+  readTogether,
+} from "../dispatch/pass_rows.ts";
 import { LONGEST_WAIT_MS, Rests, turns } from "../dispatch/rests.ts";
 import { chooseSampling } from "../dispatch/sampling.ts";
 import { DeviceError } from "../errors.ts";
@@ -19,7 +24,15 @@ import type { Matrix } from "../formats/matrix.ts";
 import { familyOf } from "../model/families.ts";
 import type { Weights } from "../model/family.ts";
 import type { CachePass } from "../model/kv_cache.ts";
-import type { Rows, RowsSize, RowText } from "../model/rows.ts";
+import {
+  firstPages,
+  roomOf,
+  type RowPart,
+  type Rows,
+  type RowsRoom,
+  type RowsSize,
+  type RowText,
+} from "../model/rows.ts";
 import {
   allowedNext,
   historyOf,
@@ -60,6 +73,20 @@ const LONG_STEP_MS = 3;
  * a step has a share of a readback, which takes up to 11.
  */
 const AHEAD_MS = 16;
+
+/**
+ * How much work the device must have for the thread to wait for a timer, which may be late by
+ * a few milliseconds. Not measured.
+ */
+const SPARE_MS = 5;
+
+/**
+ * Milliseconds without a timer after which the thread waits for one if it can, and after which
+ * it does in any case. Turns of the event loop by messages run no sockets: requests and
+ * replies of a server would wait for up to 61 of them (bench/log.md, "Requests that come
+ * together").
+ */
+const TURN_MS = { soon: 8, most: 50 };
 
 /** A recorded pass. */
 interface Pass {
@@ -131,6 +158,8 @@ export class GpuRows implements Rows {
   readonly #stepMs = new WeakMap<Pass, number>();
   #ahead?: Piece;
   #started?: Started;
+  /** When a timer last fired. */
+  #turned = 0;
   /** Called when the cache was replaced by one of f32. */
   onWidened?: () => void;
   /** Compiles in several threads where that pays off; elsewhere asks for no shaders. */
@@ -159,7 +188,7 @@ export class GpuRows implements Rows {
     this.pages = pages;
     this.mostPages = mostPages;
     this.context = cache.context;
-    this.#slots = cache.sequences - 1;
+    this.#slots = cache.sequences / 2;
     const size = {
       sequences: this.#slots,
       vocab: config.vocabSize,
@@ -180,23 +209,28 @@ export class GpuRows implements Rows {
   static async create(
     ops: GpuOps,
     weights: Weights<Matrix<Tensor>>,
-    { slots, context, positions, firstPositions, dtype, paces, readRows }:
-      & Required<RowsSize>
+    { dtype, paces, readRows, requireRoom, ...size }:
+      & RowsSize
       & {
+        positions: number;
         dtype: CacheDtype;
         paces: Paces;
         readRows: number;
+        requireRoom: GpuRows["requireRoom"];
       },
   ): Promise<GpuRows> {
-    const pages = Math.ceil(firstPositions / PAGE);
-    const mostPages = Math.ceil(positions / PAGE);
+    const { slots, context, firstTexts } = size;
+    const { pages, mostPages } = firstPages(size, PAGE);
+    requireRoom(pages * PAGE, dtype);
     const most = 2 ** Math.ceil(Math.log2(slots)); // rows of the largest pass
-    const size = { slots: most, context, pages, dtype };
-    const cache = await createCache(ops, size);
+    const asked = firstTexts && roomOf(firstTexts);
+    const all = { slots: most, context, pages, dtype };
+    const cache = await createCache(ops, all, asked);
     const made = new GpuRows(ops, weights, paces, readRows, cache, {
       pages,
       mostPages,
     });
+    made.requireRoom = requireRoom;
     await made.#reader.prepare(READBACKS);
     return made;
   }
@@ -213,37 +247,68 @@ export class GpuRows implements Rows {
     return 2 ** Math.ceil(Math.log2(count));
   }
 
-  async read(text: RowText, begin: number, end: number): Promise<void> {
-    const { paces, readRows } = this, cache = this.#cache;
-    const { gpu } = this.#ops, slot = this.#slots;
-    cache.setPages(slot, text.pages.map(inCache));
-    const { pagesEach, sequences } = cache,
-      table = sequences + slot * pagesEach;
-    cache.placesOnDevice.write(
-      4 * table,
-      cache.table.subarray(slot * pagesEach),
-    );
-    for (let at = begin; at < end;) {
-      const { tokens, padded } = chooseReadPass(
-        { begin: at, left: end - at, room: cache.context },
-        readRows,
-        paces.work,
-        gpu.software,
-      );
-      const { plan, input } = await this.#recorded(slot, 1, padded);
-      const ids = new Uint32Array(padded);
-      ids.set(text.tokens.slice(at, at + tokens));
-      input.write(0, ids);
-      cache.placesOnDevice.write(4 * slot, Uint32Array.of(at));
-      const part = { begin: at, tokens: padded };
-      await paces.prompt.run(
-        plan,
-        { length: at },
-        (dispatch) => dispatchWork(dispatch, paces.work, part),
-      );
-      gpu.check();
-      at += tokens;
+  async read(parts: readonly RowPart[]): Promise<void> {
+    const { paces: { work }, readRows } = this, { context } = this.#cache;
+    const { software } = this.#ops.gpu;
+    const how = { rows: readRows, room: context, page: PAGE, work, software };
+    const ranges = parts.map(({ text: { pages }, begin, end }) => ({
+      ...{ pages, begin, end },
+    }));
+    let at = 0;
+    for (const { count, tokens } of readTogether(ranges, how)) {
+      const some = parts.slice(at, at += count);
+      if (count > 1) await this.#readSeveral(some, tokens);
+      else await this.#readOne(some[0]);
     }
+  }
+
+  async #readOne({ text, begin, end }: RowPart): Promise<void> {
+    const { paces, readRows } = this, { context } = this.#cache;
+    const { gpu } = this.#ops;
+    for (let at = begin; at < end;) {
+      const left = end - at, place = { begin: at, left, room: context };
+      const pass = choosePass(place, readRows, paces.work, gpu.software);
+      at += pass.tokens;
+      await this.#readSeveral(
+        [{ text, begin: pass.begin, end: at }],
+        pass.padded,
+      );
+    }
+  }
+
+  /** Reads parts of texts in one pass, each padded to so many tokens. */
+  async #readSeveral(
+    parts: readonly RowPart[],
+    padded: number,
+  ): Promise<void> {
+    const cache = this.#cache, { pagesEach, sequences } = cache;
+    const { paces } = this, first = this.#slots, { gpu } = this.#ops;
+    const count = this.rowsFor(parts.length);
+    const ids = new Uint32Array(count * padded);
+    const lengths = new Uint32Array(count);
+    for (let i = 0; i < count; i++) {
+      const { text: { tokens, pages }, begin, end } = parts[i] ?? parts[0];
+      ids.set(paddedTo(padded, tokens.slice(begin, end)), i * padded);
+      const isPadding = i >= parts.length;
+      cache.setPages(first + i, isPadding ? [] : pages.map(inCache));
+      lengths[i] = isPadding ? 0 : begin;
+    }
+    const { plan, input } = await this.#recorded(first, count, padded);
+    input.write(0, ids);
+    const places = cache.placesOnDevice, table = first * pagesEach;
+    places.write(4 * first, lengths);
+    places.write(
+      4 * (sequences + table),
+      cache.table.subarray(table, table + count * pagesEach),
+    );
+    const begin = lengths.reduce((a, b) => Math.max(a, b));
+    const work = { begin, tokens: count * padded };
+    await paces.prompt.run(
+      plan,
+      { length: begin },
+      (dispatch) => dispatchWork(dispatch, paces.work, work),
+    );
+    gpu.check();
   }
 
   async decode(
@@ -299,16 +364,28 @@ export class GpuRows implements Rows {
 
   /** Whether to submit no more steps; waits while the device has enough to do. */
   async #isOver(
-    { step: { pass }, began, steps }: Started,
+    started: Started,
     goesOn: () => boolean,
   ): Promise<boolean> {
-    if (steps === 0) return false;
-    const each = this.#stepMs.get(pass) ?? 0;
-    const left = steps * each - (performance.now() - began);
-    if (left > AHEAD_MS) {
-      await new Promise((resolve) => setTimeout(resolve, left - AHEAD_MS));
-    } else await turns(1);
+    if (started.steps === 0) return false;
+    const left = this.#leftMs(started), now = performance.now();
+    const since = now - this.#turned;
+    const { soon, most } = TURN_MS;
+    if (left > AHEAD_MS) await this.#sleep(left - AHEAD_MS);
+    else if (since > (left > SPARE_MS ? soon : most)) await this.#sleep(0);
+    else await turns(1);
     return !goesOn();
+  }
+
+  /** How long the device will work on what was submitted, as far as is known. */
+  #leftMs({ step: { pass }, began, steps }: Started): number {
+    const each = this.#stepMs.get(pass) ?? 0;
+    return steps * each - (performance.now() - began);
+  }
+
+  async #sleep(ms: number): Promise<void> {
+    await new Promise((resolve) => setTimeout(resolve, ms));
+    this.#turned = performance.now();
   }
 
   /** How many steps to submit together next. */
@@ -328,6 +405,8 @@ export class GpuRows implements Rows {
       const commands = this.#encode(step, count, false);
       this.#ahead = { step, steps: count, commands };
     }
+    const left = this.#leftMs(started);
+    if (left > SPARE_MS) await this.#sleep(left - SPARE_MS);
     const called = performance.now();
     const arriving = this.#reader.readEach(begins, steps);
     this.#waited(started, called);
@@ -358,11 +437,11 @@ export class GpuRows implements Rows {
     this.onWidened?.();
   }
 
-  async grow(pages: number): Promise<void> {
+  async grow(pages: number, asked?: RowsRoom): Promise<void> {
     const { dtype, context, layers, flags } = this.#cache;
     this.requireRoom(pages * PAGE, dtype);
     const size = { slots: this.#slots, context, pages, dtype };
-    const cache = await createCache(this.#ops, size);
+    const cache = await createCache(this.#ops, size, asked);
     const { gpu: { device }, config } = this.#ops;
     const encoder = device.createCommandEncoder();
     const partsOf = (pages: number) => {
@@ -497,6 +576,7 @@ export class GpuRows implements Rows {
   }
 
   async #sealed(plan: Plan): Promise<void> {
+    if (plan.shaders.length === 0) return;
     await this.compile(plan.shaders);
     plan.seal();
   }
@@ -559,7 +639,7 @@ export class GpuRows implements Rows {
       return tensor;
     };
     const input = reads
-      ? owned("prompt", new Uint32Array(shape.tokens))
+      ? owned("prompt", new Uint32Array(shape.sequences * shape.tokens))
       : this.#state.tokens.rows(shape.sequences);
     const ends = reads
       ? owned("last row", Uint32Array.of(shape.tokens - 1))
@@ -571,7 +651,8 @@ export class GpuRows implements Rows {
       cache.record(shape);
     };
     begin();
-    const verbs = forward(ops, this.weights, input, cache, false, ends);
+    const wanted = { ends, states: reads };
+    const verbs = forward(ops, this.weights, input, cache, wanted);
     let verb = verbs.next();
     for (; !verb.done; verb = verbs.next(verb.value)) {
       yield;
@@ -694,7 +775,7 @@ const keyOf = ({ first, sequences, tokens }: CachePass): string =>
 /** Page 0 of the cache is that of rows without a text, and of padding. */
 const inCache = (page: number): number => page + 1;
 
-/** A cache of `slots` texts, and of one that is being read. */
+/** A cache of `slots` texts, and of as many that are being read. */
 async function createCache(
   { gpu, config }: GpuOps,
   { slots, context, pages, dtype }: {
@@ -703,9 +784,10 @@ async function createCache(
     pages: number;
     dtype: CacheDtype;
   },
+  asked?: RowsRoom,
 ): Promise<GpuKvCache> {
   const whole = Math.ceil(context / PAGE) * PAGE;
   const paging = { page: PAGE, pages: pages + 1 };
-  const sequences = slots + 1, options = { paging };
+  const sequences = 2 * slots, options = { paging, asked };
   return await GpuKvCache.create(gpu, config, sequences, whole, dtype, options);
 }

@@ -192,16 +192,11 @@ export class GpuRunner implements Runner {
       positionsFor(config, { slots, context, dtype }, room);
     const require = (context: number, dtype: CacheDtype) =>
       requireRoom(config, { sequences: 1, context, dtype }, this.#room);
-    const { firstPositions = positions } = size;
-    require(firstPositions, dtype);
-    const all = {
-      ...{ slots, context, positions, firstPositions },
-      ...{ dtype, paces, readRows },
-    };
+    const how = { positions, dtype, paces, readRows, requireRoom: require };
+    const all = { ...size, ...how };
     const rows = await GpuRows.create(this.#ops, this.weights, all);
     rows.onWidened = () => this.choices.push(WIDENED);
     rows.compileAhead = (shaders) => this.#compileAhead(shaders);
-    rows.requireRoom = require;
     rows.compile = async (shaders) => {
       await this.#compileAhead(() => shaders);
       await compileAll(this.gpu, shaders);

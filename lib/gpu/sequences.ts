@@ -6,7 +6,7 @@
  */
 import type { Matrix } from "../formats/matrix.ts";
 import type { CachePass, CacheSize } from "../model/kv_cache.ts";
-import { dispatchWork, promptPasses } from "../dispatch/pass_rows.ts";
+import { dispatchWork, paddedTo, promptPasses } from "../dispatch/pass_rows.ts";
 import { Rests } from "../dispatch/rests.ts";
 import { DeviceError } from "../errors.ts";
 import { GpuKvCache } from "./kv_cache.ts";
@@ -33,16 +33,17 @@ const RING = 256;
  */
 const READBACKS = 32;
 /**
- * Maximum number of recorded passes to keep; each prompt length needs its own. Not
- * measured: a chat needs the pass of a step, that of full prompt chunks and those of a few
- * remainders.
+ * Maximum number of recorded passes to keep. Not measured: of the sizes that prompts are
+ * padded to, a program that runs for long sees most; a pass is a few hundred bind groups.
  */
-const MOST_PASSES = 8;
+const MOST_PASSES = 32;
 
 /** A forward pass: write tokens to `input`, run `plan`, read `logits`. */
 export interface Pass {
   plan: Plan;
   input: Tensor;
+  /** u32 `[sequences]`: the rows of the last tokens, of a pass of several without `all`. */
+  ends?: Tensor;
   logits: Tensor;
 }
 
@@ -155,7 +156,11 @@ export class GpuSequences implements Disposable {
     const { first, sequences, tokens, all, states = false } = shape;
     const key = JSON.stringify([first, sequences, tokens, all, states]);
     const known = this.#passes.get(key);
-    if (known) return known;
+    if (known) {
+      this.#passes.delete(key);
+      this.#passes.set(key, known); // the latest
+      return known;
+    }
     const { ops } = this, { gpu } = ops;
     const whole = sequences === this.#cache.sequences && tokens === 1 &&
       !states;
@@ -174,18 +179,14 @@ export class GpuSequences implements Disposable {
     if (!whole) plan.own(input);
     ops.plan = plan;
     this.#cache.record(shape);
-    const { forward } = familyOf(ops.config);
-    const recording = forward(
-      ops,
-      this.weights,
-      input,
-      this.#cache,
-      all,
-      states ? lastRows(plan, shape) : undefined,
-    );
+    const { forward } = familyOf(ops.config), cache = this.#cache;
+    const hasEnds = states || tokens > 1 && !all;
+    const ends = hasEnds ? lastRows(plan, shape) : undefined;
+    const wanted = { all, ends, states };
+    const recording = forward(ops, this.weights, input, cache, wanted);
     let verb = recording.next();
     for (; !verb.done; verb = recording.next(verb.value)) yield;
-    const pass = { plan, input, logits: verb.value };
+    const pass = { plan, input, ends, logits: verb.value };
     this.#passes.set(key, pass);
     unfinished.move();
     return pass;
@@ -205,8 +206,8 @@ export class GpuSequences implements Disposable {
     prompts.forEach(({ length }, sequence) => {
       const fits = Math.min(length, this.#cache.context);
       const parts = this.#passesOf(fits, rows, { all: false, cached });
-      for (const { tokens } of parts) {
-        if (!firsts.has(tokens)) firsts.set(tokens, sequence);
+      for (const { padded } of parts) {
+        if (!firsts.has(padded)) firsts.set(padded, sequence);
       }
     });
     const passes = [...firsts].slice(0, MOST_PASSES - 1).map(
@@ -224,8 +225,9 @@ export class GpuSequences implements Disposable {
     options: { all: boolean; cached?: number },
   ) {
     const { software } = this.ops.gpu;
+    const { context: room } = this.#cache;
     return promptPasses(length, rows, this.paces.work, {
-      software,
+      ...{ software, room },
       ...options,
     });
   }
@@ -250,16 +252,19 @@ export class GpuSequences implements Disposable {
       const part of this.#passesOf(prompt.length, rows, { all, cached })
     ) {
       signal?.throwIfAborted();
-      const { begin, tokens } = part;
+      const { begin, tokens, padded } = part;
       const pass = { first: sequence, sequences: 1, tokens };
-      const shape = { ...pass, all, states };
-      const { plan, input, logits } = await this.recorded(shape, signal);
-      input.write(0, Uint32Array.from(prompt.slice(begin, begin + tokens)));
+      const shape = { ...pass, tokens: padded, all, states };
+      const recorded = await this.recorded(shape, signal);
+      const { plan, input, ends, logits } = recorded;
+      input.write(0, paddedTo(padded, prompt.slice(begin, begin + tokens)));
+      ends?.write(0, Uint32Array.of(tokens - 1));
       cache.begin(pass);
+      const work = { begin, tokens: padded };
       await paces.prompt.run(
         plan,
         { length: begin },
-        (dispatch) => dispatchWork(dispatch, paces.work, part),
+        (dispatch) => dispatchWork(dispatch, paces.work, work),
         signal,
       );
       cache.advance();

@@ -202,7 +202,10 @@ export class GpuStates implements Disposable {
     cache.record({ first: 0, sequences, tokens });
     ops.plan = plan;
     const { forward } = familyOf(config);
-    const verbs = forward(ops, this.#weights, input, cache, false, ends);
+    const verbs = forward(ops, this.#weights, input, cache, {
+      ends,
+      states: true,
+    });
     let verb = verbs.next();
     for (; !verb.done; verb = verbs.next(verb.value)) yield;
     const pass = { plan, input, ends, states: verb.value };

@@ -127,10 +127,8 @@ export interface Family {
   /** Returns the weight table. */
   weights(config: Qwen3Config): Weights<WeightSpec>;
   /**
-   * Computes the logits after the last of `tokens`, `[sequences, vocab]`, or with `all`
-   * after each of them, `[tokens, vocab]`. With `ends`, row indices, returns the normed
-   * states of those rows instead, `[ends, hidden]`, without the LM head. Prefill and decode use the same function,
-   * because the cache knows the positions of the tokens. Yields the result of every verb
+   * Computes the logits after the last of `tokens`, `[sequences, vocab]`, or what else is
+   * `wanted`. Prefill and decode use the same function, because the cache knows the positions of the tokens. Yields the result of every verb
    * and is sent it back, so that a runner can do other things between two verbs; if
    * that is not needed, {@linkcode finish} returns the logits.
    */
@@ -139,9 +137,18 @@ export interface Family {
     weights: Weights<Matrix<T>>,
     tokens: T,
     cache: KvCache<T>,
-    all?: boolean,
-    ends?: T,
+    wanted?: Wanted<T>,
   ): Generator<T, T, T>;
+}
+
+/** What a forward pass computes. */
+export interface Wanted<T> {
+  /** Logits after each token, `[tokens, vocab]`. */
+  all?: boolean;
+  /** The rows of the last tokens, u32 `[sequences]`, if they are not those at the end. */
+  ends?: T;
+  /** The normed states of `ends` instead of logits, `[ends, hidden]`, without the LM head. */
+  states?: boolean;
 }
 
 /** Runs a forward pass to its end. */

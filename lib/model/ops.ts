@@ -101,8 +101,11 @@ export interface Ops<T> {
     next?: readonly [norm: Matrix<T>, w: Matrix<T>],
   ): T;
 
-  /** The last row of each sequence of the pass: `[rows, n]` → `[sequences, n]`. */
-  lastRow(x: T, cache: KvCache<T>): T;
+  /**
+   * The last row of each sequence of the pass: `[rows, n]` → `[sequences, n]`. `ends` are
+   * those rows, u32 `[sequences]`, if rows of padding follow them.
+   */
+  lastRow(x: T, cache: KvCache<T>, ends?: T): T;
 
   /** `RMSNorm(x[rows], norm)`: `[any, k]`, u32 `[rows]`, `[k]` → `[rows, k]`. */
   normRows(x: T, rows: T, norm: Matrix<T>): T;

@@ -19,6 +19,7 @@ import {
   type Family,
   type GgufFacts,
   specsAt,
+  type Wanted,
   type Weights,
   type WeightSpec,
 } from "./family.ts";
@@ -79,8 +80,7 @@ export function* forward<T>(
   weights: Weights<Matrix<T>>,
   tokens: T,
   cache: KvCache<T>,
-  all = false,
-  ends?: T,
+  { all = false, ends, states = false }: Wanted<T> = {},
 ): Generator<T, T, T> {
   let x = yield ops.embed(weights.embedTokens, tokens); // [tokens, hidden]
   for (const [i, layer] of weights.layers.entries()) {
@@ -106,8 +106,8 @@ export function* forward<T>(
       x = yield ops.expertsAdd(gated, downProj, chosen, x, after);
     }
   }
-  if (ends !== undefined) return ops.normRows(x, ends, weights.norm);
-  if (!all) x = yield ops.lastRow(x, cache);
+  if (states && ends) return ops.normRows(x, ends, weights.norm);
+  if (!all) x = yield ops.lastRow(x, cache, ends);
   return ops.normMatmul(x, weights.norm, weights.lmHead);
 }
 

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Paging } from "./kv_cache.ts";
+import type { CacheSize, Paging } from "./kv_cache.ts";
 import type { SampledTokens, Sampling, TokenMask } from "./sampling.ts";
 
 /** A text that a row continues. The caller appends its tokens and pages. */
@@ -21,6 +21,13 @@ export interface RowText {
   readonly mask?: TokenMask;
 }
 
+/** Tokens `begin` to `end` of a text. */
+export interface RowPart {
+  readonly text: RowText;
+  readonly begin: number;
+  readonly end: number;
+}
+
 /** The size of {@linkcode Rows}. */
 export interface RowsSize {
   /** The most texts at a time. */
@@ -29,8 +36,38 @@ export interface RowsSize {
   context: number;
   /** Positions that all texts share; by default as many as {@linkcode positionsFor}. */
   positions?: number;
-  /** How many of them to begin with; all by default. */
-  firstPositions?: number;
+  /** Texts to begin with room for, by their positions; room for all by default. */
+  firstTexts?: readonly number[];
+}
+
+/** What errors say there is no memory for. */
+export type RowsRoom = Pick<CacheSize, "sequences" | "context">;
+
+/**
+ * Pages with room for texts of so many positions each: several that join at a time need one
+ * more each (lib/engine/scheduler.ts).
+ */
+export function pagesOf(texts: readonly number[], page: number): number {
+  const kept = texts.length > 1 ? 1 : 0;
+  return texts.reduce((sum, one) => sum + Math.ceil(one / page) + kept, 0);
+}
+
+/** What texts of so many positions each ask for. */
+export function roomOf(texts: readonly number[]): RowsRoom {
+  const context = texts.reduce((a, b) => Math.max(a, b), 1);
+  return { sequences: Math.max(1, texts.length), context };
+}
+
+/** The pages to begin with, and the most of them. */
+export function firstPages(
+  { positions, firstTexts }: Pick<RowsSize, "firstTexts"> & {
+    positions: number;
+  },
+  page: number,
+): { pages: number; mostPages: number } {
+  const mostPages = Math.ceil(positions / page);
+  const pages = firstTexts ? pagesOf(firstTexts, page) : mostPages;
+  return { pages: Math.min(mostPages, pages), mostPages };
 }
 
 /** Texts that decode together. Allows one call at a time. */
@@ -45,15 +82,18 @@ export interface Rows extends Paging, Disposable {
   nextSteps(steps: number, ms: number): number;
   /**
    * Adds pages, so that there are `pages`, at most {@linkcode mostPages}; the others keep
-   * what they hold.
+   * what they hold. Errors say what was `asked` for: by default a text of all pages.
    *
    * @throws {MemoryError} if the device has too little memory; the pages then stay.
    */
-  grow(pages: number): Promise<void>;
+  grow(pages: number, asked?: RowsRoom): Promise<void>;
   /** The rows of a pass for `count` texts. */
   rowsFor(count: number): number;
-  /** Caches the keys and values of tokens `begin` to `end` of a text. */
-  read(text: RowText, begin: number, end: number): Promise<void>;
+  /**
+   * Caches the keys and values of parts of texts. What comes later may continue what comes
+   * earlier, in pages that they share.
+   */
+  read(parts: readonly RowPart[]): Promise<void>;
   /**
    * Starts up to `steps` steps of the texts by row; there are {@linkcode rowsFor} rows. Stops
    * early when `goesOn` says so, and when all texts have a mask. Returns the steps that

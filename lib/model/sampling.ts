@@ -112,8 +112,9 @@ export function allowedNext(
   vocab: number,
 ): (Uint32Array<ArrayBuffer> | undefined)[] {
   return masks.map((mask) => {
+    if (!mask) return undefined;
     const bits = new Uint32Array(Math.ceil(vocab / 32));
-    return mask?.fill(bits) ? bits : undefined;
+    return mask.fill(bits) ? bits : undefined;
   });
 }
 

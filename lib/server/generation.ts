@@ -11,7 +11,7 @@ import {
 } from "../text/prompt.ts";
 import { ApiError, refusing } from "./errors.ts";
 import type { Place } from "./queue.ts";
-import { inTurns } from "./rests.ts";
+import { inTurns, turn } from "./rests.ts";
 import { type Service, sourceOf } from "./service.ts";
 import { DemandedCall, type Reading } from "./structured.ts";
 
@@ -92,6 +92,8 @@ export class Generation implements AsyncIterable<Step> {
       const one = await inTurns(param, parts, signal);
       encoded.set(prompt, new ReadyPrompt(prompt, one));
     }
+    // Requests that come together begin together: their sockets are read meanwhile.
+    if (service.queue.running === 0) await turn();
     const ready = asked.map((one) => ({
       ...one,
       prompt: encoded.get(one.prompt)!,

@@ -9,6 +9,10 @@ import { refusing } from "./errors.ts";
 /** Milliseconds of work after which others have their turn: a step or two of a decode. */
 const WORK_MS = 5;
 
+/** Lets the event loop turn, timers and sockets included. */
+export const turn = (): Promise<void> =>
+  new Promise((turned) => setTimeout(turned, 0));
+
 /**
  * Does work in parts, and lets the event loop turn between them.
  *
@@ -24,7 +28,7 @@ export async function inTurns<R>(
     const { done, value } = refusing(param, () => parts.next());
     if (done) return value;
     if (performance.now() - began < WORK_MS) continue;
-    await new Promise((turned) => setTimeout(turned, 0));
+    await turn();
     signal.throwIfAborted();
     began = performance.now();
   }

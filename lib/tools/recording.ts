@@ -164,7 +164,7 @@ export function recordPass(device: Sketched, pass: SketchedPass): Call[] {
   const ends = states ? u32("ends", sequences) : undefined;
   const input = u32("tokens", sequences * tokens);
   const { forward } = familyOf(config);
-  const result = finish(forward(ops, weights, input, cache, false, ends));
+  const result = finish(forward(ops, weights, input, cache, { ends, states }));
   if (states) return plan.calls;
   const size = { sequences, vocab: vocabSize, steps: 256 };
   const state = new SamplerState(gpu, size, cache.lengthsOnDevice);

@@ -38,17 +38,17 @@ export class Pace {
    * @throws {RangeError} if it is not a finite number above 0.
    */
   constructor(readonly gpu: Gpu, rate: number) {
-    if (!(rate > 0 && rate < Infinity)) {
-      throw new RangeError(
-        `Cannot pace work: the rate is ${rate} units per millisecond, must be finite and above 0`,
-      );
-    }
-    this.#rate = rate;
+    this.#rate = requireRate(rate);
   }
 
   /** Units per millisecond, as far as is known. */
   get rate(): number {
     return this.#rate;
+  }
+
+  /** @throws {RangeError} if it is not a finite number above 0. */
+  set rate(rate: number) {
+    this.#rate = requireRate(rate);
   }
 
   /** How long the device needs for `units`, in milliseconds, by the current rate. */
@@ -160,6 +160,13 @@ export class Pace {
     }
     this.#rate = Math.min(rate, (this.#rate + rate) / 2);
   }
+}
+
+function requireRate(rate: number): number {
+  if (rate > 0 && rate < Infinity) return rate;
+  throw new RangeError(
+    `Cannot pace work: the rate is ${rate} units per millisecond, must be finite and above 0`,
+  );
 }
 
 /** @throws {RangeError} if a slice with so many units would never be full. */

@@ -6,6 +6,8 @@ import {
   groupTile,
   groupTiles,
 } from "../../lib/dispatch/experts.ts";
+import { expertKey } from "../../lib/dispatch/keys.ts";
+import { HALF_MATRICES } from "../../lib/dispatch/matrices.ts";
 import { bf16 } from "../../lib/formats/bf16.ts";
 import { q4_k } from "../../lib/formats/k_quants.ts";
 import { randomTest } from "../support/random.ts";
@@ -58,6 +60,49 @@ Deno.test("all matmuls of grouped rows have tiles of the same number of rows", (
       }
     }
   }
+});
+
+Deno.test("tensor cores multiply grouped rows, or the reason says why not", () => {
+  const cores = { ...DEVICE, subgroupMatrices: [HALF_MATRICES] };
+  const shape = { pairs: 1024, experts: 128, n: 768, k: 2048, format: bf16 };
+  const half = { ...shape, largest: 0.5 };
+  for (const [pairs, BM, BN] of [[4096, 32, 128], [4104, 64, 128]]) {
+    const choice = chooseExpertGemm({ ...half, pairs }, cores);
+    assertEquals(choice.kernel, "expertGemmMatrix");
+    assertEquals([choice.constants.BM, choice.constants.BN], [BM, BN]);
+    assertEquals([choice.headroom, choice.constants.SCALED], [16384, 1]);
+    assertEquals(
+      choice.reason,
+      `${
+        Math.ceil(pairs / 128)
+      } rows per expert on average: tiles reuse its matrix; tensor cores multiply f16, rows scaled into range, and sum in f32; tile not measured`,
+    );
+  }
+  // Whole loads of formats whose units are longer than a tile is deep.
+  const { constants } = chooseExpertGemm({ ...half, format: q4_k }, cores);
+  assertEquals(Number(constants.BK) % q4_k.loads[0], 0);
+  for (
+    const [given, why] of [
+      [{ k: 1020 }, "rows of 1020 are not whole 16-byte units of f16"],
+      [{ largest: 7e4 }, "the largest weight is 70000, beyond f16's 65504"],
+    ] as const
+  ) {
+    const choice = chooseExpertGemm({ ...half, ...given }, cores);
+    assertEquals(choice.kernel, "expertGemm");
+    assert(
+      choice.reason.includes(`; not by tensor cores: ${why};`),
+      choice.reason,
+    );
+  }
+  assertEquals(chooseExpertGemm(shape, cores), chooseExpertGemm(shape, DEVICE));
+  assertEquals(chooseExpertGemm(half, DEVICE).kernel, "expertGemm");
+  const key = expertKey("expertGemmMatrix", {
+    ...{ m: 32, n: 768, k: 2048, format: bf16, swiglu: false },
+  }, true);
+  const tuned = new Map([[key, { BN: 64 }]]);
+  const choice = chooseExpertGemm(half, { ...cores, tuned });
+  assertEquals([choice.constants.BM, choice.constants.BN], [32, 64]);
+  assertMatch(choice.reason, /; tuned for this adapter$/);
 });
 
 Deno.test("blocks multiply as integers where the largest weight is known", () => {

@@ -9,6 +9,7 @@ import {
   dispatchWork,
   type ModelWork,
   promptPasses,
+  readTogether,
 } from "../../lib/dispatch/pass_rows.ts";
 import {
   chooseAttentionDtype,
@@ -22,6 +23,7 @@ import {
   chooseTopKParts,
 } from "../../lib/dispatch/sampling.ts";
 import { DeviceError } from "../../lib/errors.ts";
+import { randomTest } from "../support/random.ts";
 
 Deno.test("a cache is f16 where heads are whole 16-byte units", () => {
   for (const headDim of [8, 64, 80, 128]) {
@@ -143,7 +145,7 @@ Deno.test("chunks of steps double up to a maximum, unless one took long", () => 
   assertEquals([after(32, 20, false), after(64, 20, false)], [64, 64]);
   const apart = (steps: number, ms: number) =>
     nextChunk(steps, ms, { readsAtOnce: false, readsApart: true });
-  assertEquals([apart(2, 1), apart(4, 3.9), apart(4, 4)], [4, 8, 4]);
+  assertEquals([apart(2, 1), apart(4, 15.9), apart(4, 16)], [4, 8, 4]);
   assertEquals(apart(32, 1), 32);
 });
 
@@ -227,6 +229,48 @@ Deno.test("sampling takes the fewest dispatches that are right for every row", (
   assertEquals([none.adjusts, none.logprobs], [false, false]);
 });
 
+randomTest("short texts are read together, in order", (random) => {
+  const work = { layers: 1, layer: 1, largest: 1, head: 1, attention: 1 };
+  const page = 32, rows = 2 ** random.int(0, 11), room = 512;
+  const parts: { begin: number; end: number; pages: number[] }[] = [];
+  let fresh = 0;
+  for (let left = random.int(1, 40); left > 0; left--) {
+    const other = parts[random.int(0, Math.max(0, parts.length - 1))];
+    const most = other ? Math.floor(other.end / page) : 0;
+    const shared = other && random.int(0, 2) === 0 ? random.int(0, most) : 0;
+    const pages = other ? other.pages.slice(0, shared) : [];
+    const begin = pages.length * page;
+    const end = Math.min(room, begin + random.int(1, 200));
+    while (pages.length * page < end) pages.push(fresh++);
+    if (begin < end) parts.push({ begin, end, pages });
+  }
+  const how = { rows, room, page, work, software: false };
+  let at = 0;
+  for (const { count, tokens } of readTogether(parts, how)) {
+    const some = parts.slice(at, at += count);
+    assert(some.length === count && count > 0);
+    if (count === 1) continue; // passes of its own
+    assert(tokens * 2 ** Math.ceil(Math.log2(count)) <= rows);
+    const filled = some.flatMap(({ begin, pages }) =>
+      pages.slice(begin / page)
+    );
+    for (const { begin, end, pages } of some) {
+      assert(end - begin <= tokens && begin + tokens <= room);
+      // What it begins with was read before.
+      assert(!pages.slice(0, begin / page).some((at) => filled.includes(at)));
+    }
+  }
+  assertEquals(at, parts.length);
+  const many = Array.from({ length: 16 }, (_, i) => ({
+    ...{ begin: 0, end: 31, pages: [i] },
+  }));
+  const all = { ...how, rows: 2048 };
+  assertEquals(readTogether(many, all), [{ count: 16, tokens: 32 }]);
+  const [first] = many, next = { begin: 32, end: 60, pages: [0, 16] };
+  const counts = readTogether([first, next, many[1]], all);
+  assertEquals(counts.map(({ count }) => count), [1, 2]);
+});
+
 Deno.test("a software renderer gets passes whose dispatches are short", () => {
   // Qwen3-0.6B
   const work: ModelWork = {
@@ -237,18 +281,34 @@ Deno.test("a software renderer gets passes whose dispatches are short", () => {
     attention: 4096,
   };
   const passes = (length: number, software: boolean, all = false) =>
-    promptPasses(length, 2048, work, { software, all });
+    promptPasses(length, 2048, work, { software, all, room: 2 ** 20 });
   assertEquals(passes(5000, false), [
-    { begin: 0, tokens: 2048 },
-    { begin: 2048, tokens: 2048 },
-    { begin: 4096, tokens: 904 },
+    { begin: 0, tokens: 2048, padded: 2048 },
+    { begin: 2048, tokens: 2048, padded: 2048 },
+    { begin: 4096, tokens: 904, padded: 960 },
   ]);
-  assertEquals(passes(5000, false, true), passes(5000, false));
-  assertEquals(passes(70, true), [
-    { begin: 0, tokens: 32 },
-    { begin: 32, tokens: 32 },
-    { begin: 64, tokens: 6 },
+  assertEquals(passes(5000, false, true).at(-1), {
+    begin: 4096,
+    tokens: 904,
+    padded: 904,
+  });
+  assertEquals(passes(69, true), [
+    { begin: 0, tokens: 32, padded: 32 },
+    { begin: 32, tokens: 32, padded: 32 },
+    { begin: 64, tokens: 5, padded: 6 },
   ]);
+  for (const room of [904, 905, 960, 1000]) {
+    const options = { software: false, all: false, room: 100 + room };
+    let begin = 100;
+    for (
+      const pass of promptPasses(1004, 2048, work, { ...options, cached: 100 })
+    ) {
+      assertEquals(pass.begin, begin);
+      assert(pass.padded >= pass.tokens && begin + pass.padded <= options.room);
+      begin += pass.tokens;
+    }
+    assertEquals(begin, 1004);
+  }
   assertEquals(passes(3, true, true).map(({ tokens }) => tokens), [1, 1, 1]);
   for (const [length, most] of [[40_000, 2 ** 28], [9, 2 ** 28]]) {
     let begin = 0;

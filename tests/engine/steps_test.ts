@@ -3,7 +3,7 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import { FAULT } from "../../lib/dispatch/sampling.ts";
 import { MemoryError } from "../../lib/errors.ts";
 import { type Asked, Engine } from "../../lib/engine/engine.ts";
-import type { Rows, RowText } from "../../lib/model/rows.ts";
+import type { RowPart, Rows, RowText } from "../../lib/model/rows.ts";
 import {
   resolveSampling,
   type SampledTokens,
@@ -93,7 +93,13 @@ class TextRows implements Rows {
     assertEquals(held, tokens.slice(0, count));
   }
 
-  async read(text: RowText, begin: number, end: number): Promise<void> {
+  async read(parts: readonly RowPart[]): Promise<void> {
+    for (const { text, begin, end } of parts) {
+      await this.#read(text, begin, end);
+    }
+  }
+
+  async #read(text: RowText, begin: number, end: number): Promise<void> {
     await turns(1);
     this.readings.push(end - begin);
     this.#check(text, begin);
@@ -215,6 +221,7 @@ Deno.test("whoever leaves has no steps after those that are under way", async ()
       ender.abort();
       return false;
     }).catch(() => []);
+    await turns(2); // otherwise they begin together, and one waits
     const second = read(engine, asking([4, 5], 3));
     assertEquals(await second, expected(asking([4, 5], 3)));
     await first;

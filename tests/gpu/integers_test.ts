@@ -4,14 +4,13 @@ import type { Checkpoint } from "../../lib/checkpoint/checkpoint.ts";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
 import { CpuRunner } from "../../lib/cpu/runner.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
-import { openDevice } from "../../lib/device/open_device.ts";
 import { relativeError } from "../support/golden.ts";
 import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
 import { syntheticCheckpoint } from "../../lib/checkpoint/synthetic.ts";
 import { f32 } from "../../lib/formats/f32.ts";
 import { formatNamed } from "../../lib/formats/mod.ts";
 import { retyped } from "../support/retyped.ts";
-import { gpuTest, withLimits } from "../support/gpu.ts";
+import { gpuTest, openTested, withLimits } from "../support/gpu.ts";
 import { faultText, resolveSampling } from "../../lib/model/sampling.ts";
 
 const GREEDY = resolveSampling({ temperature: 0 }, {});
@@ -28,7 +27,7 @@ gpuTest(
         quantize,
       });
       using exact = await CpuRunner.load(checkpoint, { context: 32 });
-      using runner = await GpuRunner.load(await openDevice(), checkpoint, {
+      using runner = await GpuRunner.load(await openTested(), checkpoint, {
         context: 32,
         cacheDtype: "f32",
         f16Matmuls: true,
@@ -53,7 +52,7 @@ gpuTest(
         quantize,
       });
       using exact = await CpuRunner.load(checkpoint, { context: 32 });
-      const gpu = await openDevice();
+      const gpu = await openTested();
       using runner = await GpuRunner.load(gpu, checkpoint, {
         context: 32,
         cacheDtype: "f32",
@@ -125,7 +124,7 @@ gpuTest(
             : formatNamed(patterns.find(([one]) => one.test(name))![1]),
       );
       using exact = await CpuRunner.load(wide, { context: 32 });
-      const gpu = await openDevice();
+      const gpu = await openTested();
       using runner = await GpuRunner.load(gpu, stored, {
         context: 32,
         cacheDtype: "f32",
@@ -159,7 +158,7 @@ gpuTest(
       for (const f16Matmuls of [false, true]) {
         const results = [];
         for (const most of [8, 16]) {
-          const gpu = withLimits(await openDevice(), {
+          const gpu = withLimits(await openTested(), {
             maxStorageBuffersPerShaderStage: most,
           });
           using runner = await GpuRunner.load(gpu, stored, {
@@ -199,7 +198,7 @@ gpuTest(
     const expected = await exact.logits(ids);
     for (const most of [8, 16]) {
       const limits = { maxStorageBuffersPerShaderStage: most };
-      const gpu = withLimits(await openDevice(), limits);
+      const gpu = withLimits(await openTested(), limits);
       if (!gpu.f16 || gpu.subgroupSize < 8) return;
       using runner = await GpuRunner.load(gpu, stored, {
         context: 32,
@@ -239,7 +238,7 @@ gpuTest("rows are rounded ahead for experts, and by them", async () => {
         : formatNamed(/down|embed/.test(name) ? "q5_k" : "q4_k"),
   );
   using exact = await CpuRunner.load(wide, { context: 32 });
-  using runner = await GpuRunner.load(await openDevice(), stored, {
+  using runner = await GpuRunner.load(await openTested(), stored, {
     context: 32,
     cacheDtype: "f32",
     f16Matmuls: true,
@@ -284,7 +283,7 @@ gpuTest("integers do not hide what is no number", async () => {
         into.set(type === "f32" ? bits : bits.subarray(2), 4 * bits.length);
       },
     };
-    using runner = await GpuRunner.load(await openDevice(), faulty, {
+    using runner = await GpuRunner.load(await openTested(), faulty, {
       context: 32,
       cacheDtype: "f32",
       f16Matmuls: true,
@@ -306,7 +305,7 @@ gpuTest("replies are the same with integers as without", async () => {
   });
   const replies = [];
   for (const f16Matmuls of [false, true]) {
-    using runner = await GpuRunner.load(await openDevice(), checkpoint, {
+    using runner = await GpuRunner.load(await openTested(), checkpoint, {
       context: 64,
       cacheDtype: "f32",
       f16Matmuls,

@@ -5,9 +5,17 @@ import { relativeError } from "../support/golden.ts";
 import { MATRIX_GPU } from "../support/subgroup_matrices.ts";
 import { wrapGpu } from "../support/wrapped_gpu.ts";
 
-const MODEL = new URL("../../models/stories-3m", import.meta.url).pathname;
+const MODELS = {
+  dense: "../../models/stories-3m",
+  mixture: "../fixtures/tiny-moe-bf16",
+};
 
-gpuTest("a prompt through tensor cores has the logits of the CPU", async () => {
+/**
+ * Compares the logits after a prompt with those of the CPU; returns how many shaders of each
+ * kernel multiply by tensor cores.
+ */
+async function runPrompt(which: keyof typeof MODELS) {
+  const path = new URL(MODELS[which], import.meta.url).pathname;
   const shaders: string[] = [];
   const { gpu } = wrapGpu({
     ...MATRIX_GPU,
@@ -16,15 +24,26 @@ gpuTest("a prompt through tensor cores has the logits of the CPU", async () => {
       return MATRIX_GPU.shader!(code);
     },
   });
-  using model = await loadQwen3(MODEL, { device: "gpu", gpu });
-  using exact = await loadQwen3(MODEL, { device: "cpu", precision: "f32" });
-  const ids = Array.from({ length: 70 }, (_, i) => (i * 701 + 3) % 2048);
+  using model = await loadQwen3(path, { device: "gpu", gpu });
+  using exact = await loadQwen3(path, { device: "cpu", precision: "f32" });
+  const { vocabSize } = model.config;
+  const ids = Array.from({ length: 70 }, (_, i) => (i * 701 + 3) % vocabSize);
   const error = relativeError(await model.logits(ids), await exact.logits(ids));
   assert(error < 3e-3, `${error}`);
-  const used = (name: string) =>
+  return (name: string) =>
     shaders.filter((code) =>
-      code.includes(`// ${name}`) && code.includes("subgroupMatrixLoad")
+      code.includes(`// ${name}\n`) && code.includes("subgroupMatrixLoad")
     ).length;
+}
+
+gpuTest("a prompt through tensor cores has the logits of the CPU", async () => {
+  const used = await runPrompt("dense");
   assert(used("gemmMatrix") >= 2, `${used("gemmMatrix")}`); // store, SwiGLU
   assert(used("attendPrefillMatrix") === 1);
+});
+
+gpuTest("a prompt through tensor cores runs experts on them", async () => {
+  const used = await runPrompt("mixture");
+  const count = used("expertGemmMatrix");
+  assert(count === 2, `${count}`); // gates and ups, down
 });

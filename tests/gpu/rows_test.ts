@@ -1,17 +1,16 @@
 import { assert, assertEquals } from "@std/assert";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
-import { openDevice } from "../../lib/device/open_device.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
 import type { RowText } from "../../lib/model/rows.ts";
 import { resolveSampling } from "../../lib/model/sampling.ts";
 import { compileAll } from "../../lib/webgpu/pipeline.ts";
-import { gpuTest } from "../support/gpu.ts";
+import { gpuTest, openTested } from "../support/gpu.ts";
 
 const TINY = new URL("../fixtures/tiny-tied-bf16/", import.meta.url).href;
 
 gpuTest("the first two texts compile what more will need", async () => {
   await using checkpoint = await openCheckpoint(TINY);
-  using gpu = await openDevice();
+  using gpu = await openTested();
   using runner = await GpuRunner.load(gpu, checkpoint, {
     context: 64,
     cacheDtype: "f32",
@@ -39,7 +38,7 @@ gpuTest("the first two texts compile what more will need", async () => {
   });
   const decode = async (count: number) => {
     const texts = Array.from({ length: count }, (_, i) => text(i));
-    for (let i = 0; i < count; i++) await rows.read(texts[i], 0, 2);
+    for (const text of texts) await rows.read([{ text, begin: 0, end: 2 }]);
     const before = compiled;
     await rows.decode(texts, 1);
     const ids = await rows.take();

@@ -1,15 +1,12 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { DeviceError } from "../../lib/errors.ts";
 import { loadQwen3, type Qwen3 } from "../../lib/load.ts";
+import { GpuOps } from "../../lib/gpu/ops.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
 import { resolveSampling } from "../../lib/model/sampling.ts";
-import type { Pace } from "../../lib/webgpu/pace.ts";
 import { fastClock } from "../support/fast_clock.ts";
+import { relativeError } from "../support/golden.ts";
 import { gpuTest } from "../support/gpu.ts";
-
-/** Makes a pace believe that the device does `value` units per millisecond. */
-const setRate = (pace: Pace, value: number) =>
-  void Object.defineProperty(pace, "rate", { value, configurable: true });
 
 const TINY = new URL("../fixtures/tiny-tied-bf16/", import.meta.url).href;
 const GREEDY = resolveSampling({ temperature: 0 }, {});
@@ -106,6 +103,63 @@ gpuTest(
   },
 );
 
+gpuTest(
+  "prompts are padded to few lengths, and their logits stay",
+  async () => {
+    const context = 90;
+    for (const precision of ["f32", "auto"] as const) {
+      using qwen = await loadQwen3(TINY, { device: "gpu", precision, context });
+      const { vocabSize } = qwen.config;
+      const prompt = Array.from(
+        { length: context },
+        (_, i) => (7 + 5 * i) % 99,
+      );
+      const exact = await qwen.logits(prompt, { all: true });
+      const { embed } = GpuOps.prototype;
+      const rows = new Set<number>();
+      let recorded = 0;
+      GpuOps.prototype.embed = function (table, tokens) {
+        recorded++;
+        rows.add(tokens.shape[0]);
+        return embed.call(this, table, tokens);
+      };
+      try {
+        // One short of a size, and all of the context, where there is no room for padding.
+        const lengths = [
+          1,
+          3,
+          5,
+          11,
+          23,
+          33,
+          34,
+          37,
+          39,
+          40,
+          65,
+          79,
+          87,
+          89,
+          90,
+        ];
+        for (const n of lengths) {
+          const end = n * vocabSize;
+          const error = relativeError(
+            await qwen.logits(prompt.slice(0, n)),
+            exact.subarray(end - vocabSize, end),
+          );
+          assert(error < 1e-3, `${n} tokens, ${precision}: ${error}`);
+        }
+      } finally {
+        GpuOps.prototype.embed = embed;
+      }
+      // A software renderer takes fewer rows at a time.
+      assertEquals(recorded, rows.size);
+      assert(recorded <= 10, `${[...rows]}`);
+    }
+  },
+);
+
 gpuTest("runs that are left early return their buffers", async () => {
   using qwen = await loadQwen3(TINY, { device: "gpu" });
   const { device, readsAtOnce } = runnerOf(qwen).gpu;
@@ -191,14 +245,14 @@ gpuTest("a slow device decodes and prefills the same in slices", async () => {
   // Pretends that a multiplication takes long, so that every dispatch is a slice.
   const { prompt, step } = runner.paces;
   for (const pace of [prompt, step]) {
-    setRate(pace, 1e-3);
+    pace.rate = 1e-3;
     pace.measured = () => {};
   }
   assertEquals(await texts(), expected);
   const sliced = submitted - atOnce;
   assert(sliced > 5 * atOnce, `${atOnce} submissions became ${sliced}`);
   // A device that turns out to be fast gets chunks of steps again.
-  step.measured = () => setRate(step, 1e9);
+  step.measured = (units, ms) => void (step.rate = 1e9 + 0 * units * ms);
   assertEquals(await texts(), expected);
 });
 
@@ -210,7 +264,7 @@ gpuTest("on a slow device an abort acts between two slices", async () => {
   const whole = qwen.generate(ids, options);
   await Array.fromAsync(whole);
   for (const pace of [runner.paces.prompt, runner.paces.step]) {
-    setRate(pace, 1e-3);
+    pace.rate = 1e-3;
     pace.measured = () => {};
   }
   // A clock on which every slice takes long, so that every slice ends with a turn.
@@ -237,7 +291,7 @@ gpuTest("on a slow device an abort acts between two slices", async () => {
     assert(after <= 2, `${what}: ${after} submissions after the abort`);
   }
   clock.dispose();
-  for (const pace of Object.values(runner.paces)) setRate(pace, 1e9);
+  runner.paces.prompt.rate = runner.paces.step.rate = 1e9;
   const again = qwen.generate(ids, options);
   await Array.fromAsync(again);
   assertEquals(again.tokenIds, whole.tokenIds);

@@ -3,9 +3,8 @@ import { DEFAULT_MODEL } from "../../mod.ts";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
 import { CpuRunner } from "../../lib/cpu/runner.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
-import { openDevice } from "../../lib/device/open_device.ts";
 import { relativeError } from "../support/golden.ts";
-import { gpuTest } from "../support/gpu.ts";
+import { gpuTest, openTested } from "../support/gpu.ts";
 
 /** Rows whose tiles fill a large GPU, and rows whose tiles do not. */
 const MANY = 1000, FEWER = 300;
@@ -18,7 +17,7 @@ gpuTest(
       quantize: random.pick(["q4_0", "q5_1", "q8_0", undefined]),
     });
     using exact = await CpuRunner.load(checkpoint, { context: 1024 });
-    const gpu = await openDevice();
+    const gpu = await openTested();
     using runner = await GpuRunner.load(gpu, checkpoint, {
       context: 1024,
       cacheDtype: "f32",

@@ -148,6 +148,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless it reads or 
       chooseExperts: 2,
       embed: 7,
       expertGemm: 8,
+      expertGemmMatrix: 8,
       expertGemv: 8,
       expertGemvInt8: 8,
       gatherRows: 3,

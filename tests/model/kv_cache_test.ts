@@ -9,6 +9,7 @@ import {
 import { KvCache, requireRoom } from "../../lib/model/kv_cache.ts";
 import { GpuKvCache } from "../../lib/gpu/kv_cache.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
+import { host, useHost } from "../../lib/host.ts";
 import { loadQwen3, MemoryError } from "../../mod.ts";
 import { oneByOne, promptsOf, read } from "../support/batch.ts";
 import { fillAngles, ropeFrequencies } from "../../lib/model/rope.ts";
@@ -35,11 +36,11 @@ gpuTest("a batch too large for a binding is refused with numbers", async () => {
       (fits + 1) * 512 * bytes
     } bytes, Test GPU binds at most 1048576`,
   );
-  const many = Array.from({ length: 200 }, () => [1]);
+  const size = { sequences: 200, context: 1, dtype: "f16" } as const;
   assertThrows(
-    () => qwen.generateBatch(many, { maxTokens: 1 }),
+    () => requireRoom(config, size, { name: "it", binding: 1 << 20 }),
     MemoryError,
-    "bytes, rounded up to a power of 2, Test GPU binds at most 1048576",
+    "bytes, rounded up to a power of 2, it binds at most 1048576",
   );
   assertEquals(qwen.runner.gpu.allocated, before);
   await read(qwen.generateBatch(prompts.slice(1), { maxTokens: 2 }));
@@ -60,13 +61,15 @@ Deno.test("a batch too large for free memory is refused with numbers", async () 
       needed - 1
     } bytes of main memory are free`,
   );
-  const { available } = Deno.systemMemoryInfo();
-  const many = Math.ceil(2 * available / each / qwen.context);
+  const longest = qwen.context - 1, free = 16 * longest * each - 1;
+  using _host = useHost({ ...host, freeMemory: () => free });
+  const options = { maxTokens: longest };
   assertThrows(
-    () => qwen.generateBatch(Array.from({ length: many }, () => [1])),
+    () => qwen.generateBatch(Array.from({ length: 16 }, () => [1]), options),
     MemoryError,
-    `${many} sequences × ${qwen.context - 1} tokens × ${each} bytes`,
+    `16 sequences × ${longest} tokens × ${each} bytes`,
   );
+  qwen.generateBatch(Array.from({ length: 15 }, () => [1]), options);
 });
 
 gpuTest("a batch that the device has no memory for is refused", async () => {
@@ -82,7 +85,7 @@ gpuTest("a batch that the device has no memory for is refused", async () => {
   const error = await assertRejects(() => read(run), MemoryError);
   assertMatch(
     error.message,
-    /^Cannot allocate keys and values of 16 sequences × 1024 tokens × \d+ bytes: Test GPU has no memory for \d+ bytes besides the \d+ in use, there must be fewer sequences or tokens; with kv q8_0 the cache takes \d+ bytes \(Not enough memory\)$/,
+    /^Cannot allocate keys and values of 16 sequences × 1023 tokens × \d+ bytes: Test GPU has no memory for \d+ bytes besides the \d+ in use, there must be fewer sequences or tokens; with kv q8_0 the cache takes \d+ bytes \(Not enough memory\)$/,
   );
   assertEquals(qwen.runner.gpu.allocated, before);
   // The device still works, so the model stays on it.

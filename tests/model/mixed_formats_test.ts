@@ -22,7 +22,6 @@ import { bf16 } from "../../lib/formats/bf16.ts";
 import { f16 } from "../../lib/formats/f16.ts";
 import { f32 } from "../../lib/formats/f32.ts";
 import type { Format } from "../../lib/formats/format.ts";
-import { openDevice } from "../../lib/device/open_device.ts";
 import type { Matrix } from "../../lib/formats/matrix.ts";
 import { GpuKvCache } from "../../lib/gpu/kv_cache.ts";
 import { GpuOps } from "../../lib/gpu/ops.ts";
@@ -35,7 +34,7 @@ import { loadWeights } from "../../lib/model/weights.ts";
 import { Plan } from "../../lib/webgpu/plan.ts";
 import type { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
-import { gpuTest, withBinding } from "../support/gpu.ts";
+import { gpuTest, openTested, withBinding } from "../support/gpu.ts";
 import { nibbles } from "../support/nibbles.ts";
 import { retyped } from "../support/retyped.ts";
 
@@ -179,13 +178,13 @@ for (const [name, config, formatOf] of MIXES) {
     using wide = await CpuRunner.load(made.wide, { context: 64 });
     const expected = await run(wide);
     using mixed = await GpuRunner.load(
-      await openDevice(),
+      await openTested(),
       made.stored,
       options,
     );
     assertSame(await run(mixed), expected, name);
     if (!mixed.gpu.f16) return;
-    using half = await GpuRunner.load(await openDevice(), made.stored, {
+    using half = await GpuRunner.load(await openTested(), made.stored, {
       ...options,
       f16Matmuls: true,
     });
@@ -234,7 +233,7 @@ gpuTest(
 
 gpuTest("each stacked tensor stays as it is stored", async () => {
   const made = await retyped(syntheticCheckpoint("mixed", CONFIG, 3), blocks);
-  using runner = await GpuRunner.load(await openDevice(), made.stored, {
+  using runner = await GpuRunner.load(await openTested(), made.stored, {
     ...{ context: 64, cacheDtype: "f32", f16Matmuls: false },
   });
   const [layer] = runner.weights.layers;

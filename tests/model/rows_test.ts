@@ -8,6 +8,7 @@ import {
 } from "../../mod.ts";
 import { CpuRows } from "../../lib/cpu/rows.ts";
 import { GpuKvCache } from "../../lib/gpu/kv_cache.ts";
+import { GpuOps } from "../../lib/gpu/ops.ts";
 import type { Rows, RowText } from "../../lib/model/rows.ts";
 import {
   type SampledTokens,
@@ -95,7 +96,9 @@ gpuTest("a text with a mask takes the first of several steps", async () => {
       new Text(PROMPTS[0], [0, 1], sampling),
       new Text(PROMPTS[1], [2, 3], sampling, turning(7)),
     ];
-    for (const text of texts) await rows.read(text, 0, text.tokens.length - 1);
+    for (const text of texts) {
+      await rows.read([{ text, begin: 0, end: text.tokens.length - 1 }]);
+    }
     for (const steps of [8, 1, 5, 3]) {
       const { count, ids } = await decoded(rows, texts, steps);
       assertEquals([count, ids.map(({ length }) => length)], [steps, [
@@ -115,13 +118,55 @@ gpuTest("a text with a mask takes the first of several steps", async () => {
   }
 });
 
+eachDevice("parts of texts are read together", async (device) => {
+  using qwen = await loadQwen3(undefined, { device, precision: "f32" });
+  const options = { temperature: 0, maxTokens: 4, reuse: false };
+  const prompt = (length: number, from: number) =>
+    Array.from({ length }, (_, i) => 300 + (7 * from + 5 * i) % 700);
+  using rows = await qwen.runner.rows({ slots: 8, context: 192 });
+  const { page } = rows;
+  // The last one goes on after a page of the one before, which others' pages surround.
+  const prompts = [5, 20, 33, 150, 2, page + 9].map(prompt);
+  prompts.push([...prompts[5].slice(0, page), ...prompt(12, 99)]);
+  let pages = 3;
+  const texts: Text[] = [], expected: number[][] = [];
+  for (const tokens of prompts) {
+    const { ids, sampling } = await alone(qwen, tokens, options);
+    expected.push(ids);
+    const count = Math.ceil((tokens.length + 4) / page);
+    const own = Array.from({ length: count }, () => pages++);
+    if (texts.length === 6) own[0] = texts[5].pages[0];
+    texts.push(new Text(tokens, own, sampling));
+  }
+  const { embed } = GpuOps.prototype, shapes: number[] = [];
+  GpuOps.prototype.embed = function (table, tokens) {
+    shapes.push(tokens.shape[0]);
+    return embed.call(this, table, tokens);
+  };
+  try {
+    await rows.read(texts.map((text, i) => {
+      const end = text.tokens.length - 1;
+      return { text, begin: i === 6 ? page : 0, end };
+    }));
+  } finally {
+    GpuOps.prototype.embed = embed;
+  }
+  // Three padded to 32, rounded up to four; 149; two padded to 64; one that waits for them.
+  if (device === "gpu") assertEquals(shapes, [4 * 32, 160, 2 * 64, 12]);
+  for (let i = 0; i < 4; i++) {
+    const padded = device === "gpu" ? [...texts, undefined] : texts;
+    await decoded(rows, padded, 1);
+  }
+  assertEquals(texts.map(({ generated }) => generated), expected);
+});
+
 gpuTest("steps end when they are told to", async () => {
   using qwen = await loadQwen3(undefined, { device: "gpu", precision: "f32" });
   const options = { temperature: 0, maxTokens: 40 };
   const { ids: expected, sampling } = await alone(qwen, PROMPTS[2], options);
   using rows = await qwen.runner.rows({ slots: 2, context: 64 });
   const text = new Text(PROMPTS[2], [0, 1], sampling);
-  await rows.read(text, 0, text.tokens.length - 1);
+  await rows.read([{ text, begin: 0, end: text.tokens.length - 1 }]);
   for (const pieces of [0, 1, 2]) {
     let left = pieces;
     const { count, ids } = await decoded(rows, [text], 12, () => left-- > 0);
@@ -139,13 +184,13 @@ eachDevice("pages are added, and the others stay", async (device) => {
     const options = { temperature: 0, maxTokens: 30 };
     const prompt = Array.from({ length: 50 }, (_, i) => 300 + i);
     const { ids, sampling } = await alone(qwen, prompt, options);
-    const size = { slots: 2, context: 192, firstPositions: 96 };
+    const size = { slots: 2, context: 192, firstTexts: [96] };
     using rows = await qwen.runner.rows(size);
     const { page } = rows;
     assertEquals([rows.pages, rows.mostPages], [96 / page, 384 / page]);
     const pages = [1, 0, ...page < 48 ? [2] : []];
     const text = new Text(prompt, pages, sampling);
-    await rows.read(text, 0, 49);
+    await rows.read([{ text, begin: 0, end: 49 }]);
     const decode = async (tokens: number) => {
       const steps = device === "cpu" ? 1 : tokens;
       for (let i = 0; i < tokens; i += steps) {
@@ -167,7 +212,7 @@ gpuTest("a cache that can't be widened stays", async () => {
   const { ids, sampling } = await alone(qwen, prompt, options);
   using rows = await qwen.runner.rows({ slots: 2, context: 64 });
   const text = new Text(prompt, [0, 1], sampling);
-  await rows.read(text, 0, prompt.length - 1);
+  await rows.read([{ text, begin: 0, end: prompt.length - 1 }]);
   await decoded(rows, [text], 8);
   const { create } = GpuKvCache;
   GpuKvCache.create = () => Promise.reject(new MemoryError("no memory"));
@@ -187,7 +232,7 @@ Deno.test("on the CPU, pages that do not fit are a MemoryError and leave nothing
   using rows = await qwen.runner.rows({ slots: 2, context: 96 });
   assert(rows instanceof CpuRows);
   const text = new Text(prompt, [0], sampling);
-  await rows.read(text, 0, prompt.length - 1);
+  await rows.read([{ text, begin: 0, end: prompt.length - 1 }]);
   await decoded(rows, [text], 1);
   // As if memory ran out between two layers.
   Object.assign(rows, { requireRoom: () => {} });

@@ -50,6 +50,9 @@ export function eachDevice(
 export const testedOn = (device: "cpu" | "gpu"): { webgpu?: "dawn" } =>
   device === "gpu" ? { webgpu } : {};
 
+/** Opens another device of the implementation under test, for a model to own. */
+export const openTested = (): Promise<Gpu> => openDevice({ webgpu });
+
 type GpuTest = (gpu: Gpu, trial: Trial) => void | Promise<void>;
 
 async function run(fn: GpuTest) {

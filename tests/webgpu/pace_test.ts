@@ -177,6 +177,7 @@ Deno.test("rates and units that are no numbers are refused, which no slice would
     );
   }
   const pace = new Pace(device.gpu, 1000);
+  assertThrows(() => pace.rate = NaN, RangeError, "the rate is NaN units");
   for (const units of [NaN, -1, Infinity]) {
     const message = `a slice has ${units} units, must be a finite number`;
     const running = () => device.run(pace, [10, units]);

@@ -175,9 +175,11 @@ export function casesOf(
       else notes.push(`${name}: there is no room for ${fewer + 1} rows`);
     }
   }
-  const grouped = asked("expertGemm");
-  for (const [rows, fewest] of grouped ? groupedPasses(model) : []) {
-    addExperts(cases, model, grouped!, rows, fewest);
+  for (const name of ["expertGemm", "expertGemmMatrix"]) {
+    const grouped = asked(name);
+    for (const [rows, fewest] of grouped ? groupedPasses(model) : []) {
+      addExperts(cases, model, grouped!, rows, fewest);
+    }
   }
   return { cases: [...cases.values()], notes };
 }
@@ -255,9 +257,10 @@ function expertChoice(
   },
   gpu: Gpu,
 ): { key: string; constants: Constants; half: boolean } | undefined {
-  if (name === "expertGemm") {
+  if (name === "expertGemm" || name === "expertGemmMatrix") {
     const pairs = rows * used;
     const choice = chooseExpertGemm({ ...shape, pairs, experts: count }, gpu);
+    if (choice.kernel !== name) return undefined;
     const { constants, headroom } = choice, half = headroom !== undefined;
     const tile = { ...shape, m: Number(constants.BM), swiglu: false };
     return { key: expertKey(name, tile, half), constants, half };
