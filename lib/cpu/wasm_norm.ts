@@ -83,38 +83,43 @@ export function normRows() {
         ),
         increase(factor, 16),
       ]),
-      branch(angles.get, rotated()),
+      branch(angles.get, rotation(f, x, rowBytes, angles)),
       x.set(end.get),
       increase(count, -1),
     ]),
   ]);
+}
 
-  /** Rotates a row: elements pair with those of its other half. */
-  function rotated(): Code[] {
-    const half = f.local("i32"), pair = f.local("i32"), sin = f.local("i32");
-    const [a, b, c, s] = [four, scale, sums[0], sums[1]];
-    return [
-      half.set(i32.shrUnsigned(rowBytes.get, i32.const(1))),
-      factor.set(angles.get),
-      end.set(i32.add(x.get, half.get)),
-      ...each(4, [
-        pair.set(i32.add(at.get, half.get)),
-        sin.set(i32.add(factor.get, half.get)),
-        a.set(v128.load()(at.get)),
-        b.set(v128.load()(pair.get)),
-        c.set(v128.load()(factor.get)),
-        s.set(v128.load()(sin.get)),
-        v128.store()(
-          at.get,
-          f32x4.sub(f32x4.mul(a.get, c.get), f32x4.mul(b.get, s.get)),
-        ),
-        v128.store()(
-          pair.get,
-          f32x4.add(f32x4.mul(b.get, c.get), f32x4.mul(a.get, s.get)),
-        ),
-        increase(factor, 16),
-      ]),
-      end.set(i32.add(end.get, half.get)),
-    ];
-  }
+/** Rotates the row at `x`: elements pair with those of its other half. */
+function rotation(
+  f: FunctionBuilder<string>,
+  x: Local,
+  rowBytes: Local,
+  angles: Local,
+): Code[] {
+  const [at, end, half, cosines] = times(4, () => f.local("i32"));
+  const [a, b, cos, sin] = times(4, () => f.local("v128"));
+  const pair = i32.add(at.get, half.get);
+  return [
+    half.set(i32.shrUnsigned(rowBytes.get, i32.const(1))),
+    at.set(x.get),
+    end.set(i32.add(x.get, half.get)),
+    cosines.set(angles.get),
+    loop(i32.lessUnsigned(at.get, end.get), [
+      a.set(v128.load()(at.get)),
+      b.set(v128.load()(pair)),
+      cos.set(v128.load()(cosines.get)),
+      sin.set(v128.load()(i32.add(cosines.get, half.get))),
+      v128.store()(
+        at.get,
+        f32x4.sub(f32x4.mul(a.get, cos.get), f32x4.mul(b.get, sin.get)),
+      ),
+      v128.store()(
+        pair,
+        f32x4.add(f32x4.mul(b.get, cos.get), f32x4.mul(a.get, sin.get)),
+      ),
+      increase(at, 16),
+      increase(cosines, 16),
+    ]),
+  ];
 }
