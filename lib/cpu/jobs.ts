@@ -208,7 +208,7 @@ export const packedBytes = (k: number): number => 4 * Math.ceil(k / 8) * 8 + 64;
 /** Row stride of results in bytes, with room for the kernels' whole last step. */
 export const resultBytes = (n: number): number => 16 * Math.ceil(n / 4) + 16;
 
-/** Slices and pages are multiples of this many rows of w, so that kernels take whole steps. */
+/** Chunks are multiples of this many rows of w, so that kernels take whole steps. */
 export const CHUNK_ROWS = DOT_ROWS * TILE;
 
 /**
@@ -259,7 +259,7 @@ const warmRows = (rowBytes: number): number =>
   4 * DOT_ROWS *
   Math.max(1, Math.floor(WARM_BYTES / rowBytes / (4 * DOT_ROWS)));
 
-/** Computes `count` columns of y, starting at `begin`, after whole steps of the kernels. */
+/** Computes `count` columns of y, starting at `begin`, a multiple of CHUNK_ROWS. */
 function multiply(
   kernels: WasmKernels,
   job: Omit<MatmulJob, "n" | "chunk">,

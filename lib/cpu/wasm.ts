@@ -40,13 +40,7 @@ import type { KvCache } from "../model/kv_cache.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import { dotScratch } from "./wasm_blocks.ts";
 import { MOST_OUTLYING, roundedBytes, roundRowName } from "./wasm_round.ts";
-import {
-  SIMD_FORMATS,
-  TILE,
-  unsignedBytes,
-  wasmKernels,
-} from "./wasm_kernels.ts";
-import { DOT_ROWS } from "./simd_code.ts";
+import { SIMD_FORMATS, unsignedBytes, wasmKernels } from "./wasm_kernels.ts";
 
 /**
  * Jobs with fewer multiplications run on one thread. Not measured: by estimate, they take
@@ -243,8 +237,7 @@ export class WasmCpuKernels implements CpuKernels {
       for (let begin = 0; begin < n; begin += slice) {
         if (begin > 0) yield;
         const some = Math.min(slice, n - begin);
-        const step = isDirect(SIMD_FORMATS[format], count) ? DOT_ROWS : TILE;
-        const chunk = this.#chunkRows(some, wBytes * count, step);
+        const chunk = this.#chunkRows(some, wBytes * count);
         const [at, w1 = 0, w2 = 0, w3 = 0] = addresses.map((address, p) =>
           address + begin * rowBytes[p]
         );
@@ -325,15 +318,15 @@ export class WasmCpuKernels implements CpuKernels {
   }
 
   /**
-   * Rows of weights in a chunk, a multiple of `step`, if each takes `bytes` (of weights,
-   * times rows of x). Every thread gets as many chunks.
+   * Rows of weights in a chunk, if each takes `bytes` (of weights, times rows of x). Every
+   * thread gets as many chunks.
    */
-  #chunkRows(n: number, bytes: number, step: number): number {
+  #chunkRows(n: number, bytes: number): number {
     const { threads } = this.#pool, share = n / threads;
     const each = Math.floor(share * bytes / CHUNK_BYTES);
     const rows = share / Math.max(1, Math.min(each, CHUNKS_EACH));
     const least = Math.max(n / MAX_CHUNKS, CHUNK_BYTES / bytes);
-    return step * Math.ceil(Math.max(rows, least) / step);
+    return CHUNK_ROWS * Math.ceil(Math.max(rows, least) / CHUNK_ROWS);
   }
 
   /** Copies or adds rows of results from work space to `out`. */
