@@ -5,7 +5,11 @@ import {
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import type { AttendTarget } from "../lib/dispatch/keys.ts";
 import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
-import { CONTEXT_CLASSES, type ContextClass } from "../lib/dispatch/shapes.ts";
+import {
+  CONTEXT_CLASSES,
+  type ContextClass,
+  ROUNDED_BLOCK,
+} from "../lib/dispatch/shapes.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
 import type { Grid } from "../lib/webgpu/kernel.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
@@ -30,7 +34,6 @@ import {
   HALF_A_STEP,
   LEFT,
   ROUND_FOUR,
-  ROUNDED_BLOCK,
   roundedSizes,
   stepsOff,
 } from "./rounded_row.ts";
