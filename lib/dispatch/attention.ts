@@ -18,7 +18,7 @@ import {
 } from "./shapes.ts";
 import type { CacheDtype } from "../formats/cached.ts";
 import { multipliesIntegers, origin } from "./linear.ts";
-import { defaultsFor } from "./defaults.ts";
+import { defaultsFor, PROCESSORS } from "./defaults.ts";
 import { attendKey } from "./keys.ts";
 import { headVector } from "./precision.ts";
 
@@ -298,6 +298,55 @@ export function choosePrefillRows(
   if (!half) return { ROWS: room >= PLAIN_PREFILL_BYTES ? 64 : 32 };
   return {
     ROWS: rows >= MANY_PREFILL_ROWS && room >= WIDE_PREFILL_BYTES ? 64 : 32,
+  };
+}
+
+/**
+ * Workgroups of prefill attention that keep a large GPU busy, and the keys from which a few
+ * more tokens are split over more of them, each with so many keys at least.
+ */
+export const PREFILL_SPLITS = {
+  workgroups: 4 * PROCESSORS,
+  from: 512,
+  keys: 128,
+};
+
+/** Splits of the keys in prefill attention. */
+export interface PrefillSplits {
+  /** Splits after `length` cached tokens. */
+  splits: (length: number) => number;
+  /** The maximum, at any length up to the context. */
+  most: number;
+  reason: string;
+}
+
+/**
+ * Chooses over how many workgroups the keys of a block of rows are split, of `workgroups`
+ * blocks in all, so that few tokens after many do not leave most of the device idle.
+ */
+export function choosePrefillSplits(
+  { workgroups, context }: { workgroups: number; context: number },
+  device: Capabilities,
+): PrefillSplits {
+  const { workgroups: enough, from, keys } = PREFILL_SPLITS;
+  const wanted = device.adapterClass === "software"
+    ? 1
+    : Math.min(MOST_SPLITS, Math.floor(enough / workgroups));
+  const splits = (length: number) =>
+    length < from
+      ? 1
+      : Math.max(1, Math.min(wanted, Math.floor(length / keys)));
+  const most = splits(context);
+  return {
+    splits,
+    most,
+    reason: most > 1
+      ? `from ${from} cached tokens on, up to ${most} workgroups split their keys, because there are ${workgroups} workgroups without`
+      : device.adapterClass === "software"
+      ? "keys are not split: a software renderer has few workgroups at a time"
+      : wanted > 1
+      ? `keys are not split: the context has under ${from}`
+      : `keys are not split: ${workgroups} workgroups keep the device busy`,
   };
 }
 
