@@ -32,6 +32,7 @@ import {
 } from "../../lib/dispatch/linear.ts";
 import {
   chooseDecodeAttention,
+  choosePrefillSplits,
   MOST_SPLITS,
   mostSplits,
 } from "../../lib/dispatch/attention.ts";
@@ -662,6 +663,39 @@ slowTest("decode attention fits the device, for any head", () => {
     }
   }
   assert(MOST_SPLITS <= Number(mergeSplits.constants.MOST));
+});
+
+Deno.test("few tokens after many keys split them, and only then", () => {
+  const device = { ...STATED_DEVICE, adapterClass: "NVIDIA" as const };
+  for (const context of [100, 511, 512, 4096, 40960]) {
+    for (const workgroups of [1, 8, 24, 64, 132, 264, 265, 528, 529, 4096]) {
+      const shape = { workgroups, context };
+      const { splits, most, reason } = choosePrefillSplits(shape, device);
+      let before = 1;
+      for (const length of [0, 1, 511, 512, 513, 1024, 4032, 40000]) {
+        if (length > context) continue;
+        const n = splits(length), message = `${n}: ${JSON.stringify(shape)}`;
+        assert(Number.isInteger(n) && n >= before && n <= most, message);
+        assert(n <= MOST_SPLITS, message);
+        if (n > 1) assert(length >= 512 && length / n >= 64, message);
+        before = n;
+      }
+      const several = context >= 512 && workgroups <= 264;
+      assertEquals(most > 1, several, JSON.stringify(shape));
+      assertMatch(
+        reason,
+        several
+          ? /^from 512 cached tokens on, up to \d+ workgroups/
+          : workgroups > 264
+          ? /^keys are not split: \d+ workgroups keep the device busy$/
+          : /^keys are not split: the context has under 512$/,
+      );
+      const software = { ...device, adapterClass: "software" as const };
+      const whole = choosePrefillSplits(shape, software);
+      assertEquals([whole.most, whole.splits(context)], [1, 1]);
+      assertMatch(whole.reason, /a software renderer/);
+    }
+  }
 });
 
 slowTest(

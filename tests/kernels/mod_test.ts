@@ -141,8 +141,8 @@ Deno.test("every kernel binds at most eight storage buffers, unless it reads or 
     {
       argmax: 3,
       attendDecode: 8,
-      attendPrefill: 5,
-      attendPrefillF16: 5,
+      attendPrefill: 6,
+      attendPrefillF16: 6,
       attendPrefillMatrix: 5,
       batchedGemm: 6,
       chooseExperts: 2,
