@@ -1,4 +1,7 @@
-import { chooseDecodeAttention } from "../lib/dispatch/attention.ts";
+import {
+  chooseDecodeAttention,
+  decodeBytes,
+} from "../lib/dispatch/attention.ts";
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import type { AttendTarget } from "../lib/dispatch/keys.ts";
 import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
@@ -74,89 +77,59 @@ const fetch = (x: string, at: string) => /* wgsl */ `
     }
   }`;
 
-// Loads a lane's pairs of a head into `x`, starting at n; zeros past the end of the head.
-const takeHead = (x: string, n: string, head: string) => /* wgsl */ `
-  @unroll for (var p = 0; p < PAIRS; p++) {
-    let i = ${PLACE};
-    let at = row * (u.width / VEC) + (${head}) * WIDTH + min(i, HALF - 1u);
-    ${x}[${n} + 2 * p] = qkv_at(at);
-    ${x}[${n} + 2 * p + 1] = qkv_at(at + HALF);
-    if (i >= HALF) { ${x}[${n} + 2 * p] = E(); ${x}[${n} + 2 * p + 1] = E(); }
-  }`;
+// Half h of the pair p that a lane has of the key or value of step s.
+const cachedPair = (x: string, h: number) =>
+  `(@if CACHE == "q8_0" { values_of(${x}s[s * UNITS + p / PER][${h} * 2 + p % PER]) } @else { element(${x}s[(s * UNITS + p / PER) * 2 + ${h}], p % PER) })`;
 
-// Loads a lane's pairs of weights or angles into `x`.
-const take = (x: string, load: (at: string) => string) => /* wgsl */ `
-  @unroll for (var p = 0; p < PAIRS; p++) {
-    let at = min(${PLACE}, HALF - 1u);
-    ${x}[2 * p] = ${load("at")};
-    ${x}[2 * p + 1] = ${load("at + HALF")};
-  }`;
+// Place of a lane's pair p of a vector that NORM_LANES lanes norm.
+const NORM_PLACE = "p * NORM_LANES + norm_lane";
 
-// Adds the squares of the head in `x` that starts at n.
-const addSquares = (x: string, n: string) => /* wgsl */ `
-  @unroll for (var e = 0; e < ELEMENTS; e++) { squared += squares(${x}[${n} + e]); }`;
-
-// What norms a head whose squares were added.
-const FACTOR = "inverseSqrt(key_sum(squared, tid) / f32(HEAD_DIM) + u.eps)";
-
-// Norms and rotates the head in `x` that starts at n.
-const turn = (x: string, n: string, gain: string) => /* wgsl */ `
-  @unroll for (var p = 0; p < PAIRS; p++) {
-    ${
-  turnPair(
-    [`${x}[${n} + 2 * p]`, `${x}[${n} + 2 * p + 1]`],
-    [`${gain}[2 * p]`, `${gain}[2 * p + 1]`],
-    ["angle[2 * p]", "angle[2 * p + 1]"],
-  )
-}
-  }`;
-
-// Stores the new key or value `from` in q8_0. A lane has both halves of a unit, eight values
-// each; its neighbor has the rest of the block.
-const quantize = (x: string, from: string) => /* wgsl */ `
-  {
-    @split var highs: array<f32, UNITS>;
-    @split var paired: array<f32, UNITS>;
-    @unroll for (var i = 0; i < UNITS; i++) {
-      highs[i] = 0.0;
-      @unroll for (var e = 0; e < 2 * PER; e++) { highs[i] = max(highs[i], largest(${from}[2 * i * PER + e])); }
-      highs[i] = max(highs[i], key_other(highs[i], 1u, tid));
-    }
-    // Scales are stored in pairs: the second is two lanes further, or in this lane.
-    @unroll for (var i = 0; i < UNITS; i++) {
-      @if KEY_LANES >= 4 { paired[i] = key_other(highs[i], 2u, tid); }
-      @else {
-        paired[i] = 0.0;
-        @if i + 1 < UNITS { paired[i] = highs[i + 1]; }
+// The new key and value, as they are stored in q8_0: thread i makes a unit, both halves of
+// which have eight values, and a fourth of the threads also store the scales of two blocks.
+const QUANTIZED = /* wgsl */ `
+    for (var i = spare; i < HALF; i += WORKGROUP) {
+      let unit = i % (HALF / PER);
+      let base = (GROUP + i / (HALF / PER)) * WIDTH;
+      let block = unit / 2u;
+      let most = block_size(base, block);
+      let made = vec4u(
+        quantized(vectors[base + 2u * unit], most), quantized(vectors[base + 2u * unit + 1u], most),
+        quantized(vectors[base + HALF + 2u * unit], most), quantized(vectors[base + HALF + 2u * unit + 1u], most));
+      let scale = scale_at(new_row, block);
+      let scales = scales_word(most, block_size(base, block + 1u));
+      if (i < HALF / PER) {
+        k[new_row * (HALF / PER) + unit] = made;
+        if (unit % 4u == 0u) { k[scale / 4u][scale % 4u] = scales; }
+      } else {
+        v[new_row * (HALF / PER) + unit] = made;
+        if (unit % 4u == 0u) { v[scale / 4u][scale % 4u] = scales; }
       }
-    }
-    @unroll for (var i = 0; i < UNITS; i++) {
-      let unit = i * KEY_LANES + key_lane;
-      if (appends && unit < HALF / PER) {
-        ${x}[new_row * (HALF / PER) + unit] = vec4u(
-          quantized(${from}[2 * i * PER], highs[i]), quantized(${from}[2 * (i * PER + 1)], highs[i]),
-          quantized(${from}[2 * i * PER + 1], highs[i]), quantized(${from}[2 * (i * PER + 1) + 1], highs[i]));
-        if (unit % 4u == 0u) {
-          let scale = scale_at(new_row, unit / 2u);
-          ${x}[scale / 4u][scale % 4u] = scales_word(highs[i], paired[i]);
-        }
-      }
-    }
-  }`;
+    }`;
 
-// Merges the results of `count` groups for element i % WIDTH of head i / WIDTH.
-const gather = (count: string) => /* wgsl */ `
-  let g = i / WIDTH;
-  var high = LOW;
-  @unroll for (var j = 0; j < ${count}; j++) { high = max(high, stat[j * GROUP + g].x); }
-  var all = 0.0;
-  var sum = E();
-  @unroll for (var j = 0; j < ${count}; j++) {
-    let weight = exp(stat[j * GROUP + g].x - high);
-    all += weight * stat[j * GROUP + g].y;
-    sum += weight * sums[j * GROUP * WIDTH + i];
-  }
-  let head = row * heads + wg.y * GROUP + g;`;
+// Declares a sum over 2^log neighboring lanes; without subgroups over LANES.
+const sumOver = (name: string, log: string) => /* wgsl */ `
+fn ${name}(v: f32, tid: u32) -> f32 {
+  @if SUBGROUPS {
+    var s = v;
+    @unroll for (var b = 0; b < ${log}; b++) { s += subgroupShuffleXor(s, 1u << b); }
+    return s;
+  } @else { return lanes_sum(v, tid); }
+}`;
+
+// Sums what the threads that share an element of the result have of it.
+const addParts = /* wgsl */ `
+    @unroll for (var b = 0; b < LOG_PARTS; b++) {
+      all += subgroupShuffleXor(all, LANES >> (b + 1u));
+      sum += subgroupShuffleXor(sum, LANES >> (b + 1u));
+    }`;
+const highestPart = (x: string) => /* wgsl */ `
+    @unroll for (var b = 0; b < LOG_PARTS; b++) { ${x} = max(${x}, subgroupShuffleXor(${x}, LANES >> (b + 1u))); }`;
+// Declares which element of the result a thread shares, and with which part of the sums.
+const ELEMENT = /* wgsl */ `
+    let i = min(first + column, GROUP * WIDTH - 1u);
+    let own = first + column < GROUP * WIDTH && part == 0u;
+    let g = i / WIDTH;
+    let head = row * heads + wg.y * GROUP + g;`;
 
 const fetchAll = (x: string) => /* wgsl */ `
   let ${x}_units = min(arrayLength(&${x}), left);
@@ -218,12 +191,14 @@ const BATCH_STEP = {
  * GROUP of its query heads (SHARES workgroups take all of them), and one of `splits`
  * splits of the keys (flash decoding, https://pytorch.org/blog/flash-decoding/).
  *
- * A key group of KEY_LANES threads shares a key. Each thread holds pairs of elements
- * half a head apart, of q, the key, the value and the result, so norm, RoPE and scores
- * need sums over these lanes only. Each key group goes through its own keys, STEPS at a
- * time, with a running maximum (online softmax, https://arxiv.org/abs/1805.02867). Their
- * results are summed by shuffles within a lane group of LANES, then over the workgroup
- * after the only barrier.
+ * NORM_LANES threads norm and rotate a vector: q of each head, and the new key and value,
+ * which they leave in workgroup memory. Then a key group of KEY_LANES threads shares a key.
+ * Each thread holds pairs of elements half a head apart, of q, the key, the value and the
+ * result, so norm, RoPE and scores need sums over these lanes only. Splits take turns at
+ * tiles of STEPS keys per key group, each of which has a running maximum (online softmax,
+ * https://arxiv.org/abs/1805.02867). Their results are summed by shuffles within a lane
+ * group of LANES, then, with the new value, over the workgroup after the second of two
+ * barriers.
  *
  * With one split the result is written directly. With several, their results
  * `[m, heads, splits, headDim]` go behind the `m` rows of `y`, maxima and sums into `state`
@@ -267,7 +242,7 @@ export const attendDecode = defineKernel<DecodeCase>({
     STEPS: 2,
     MERGE: 0,
     LEAVES: 0,
-    BATCH: 8,
+    BATCH: 4,
     FETCHERS: 0,
     AHEAD: 0,
     CACHE: "float",
@@ -300,8 +275,22 @@ export const attendDecode = defineKernel<DecodeCase>({
     const LOG_KEY_GROUPS = LOG_LANES - LOG_KEY_LANES;
     const SCATTER = ELEMENTS % (1 << LOG_KEY_GROUPS) === 0 ? 1 : 0;
     const LANE_GROUPS = WORKGROUP / LANES;
-    const COLUMNS = Math.min(GROUP * WIDTH, WORKGROUP);
-    const SLICES = Math.floor(WORKGROUP / COLUMNS);
+    // Lanes that norm a vector, a pair of elements at a time.
+    const LOG_NORM_LANES = c.SUBGROUPS
+      ? Math.min(LOG_LANES, Math.ceil(Math.log2(WIDTH / 2)))
+      : LOG_LANES;
+    const NORM_LANES = 1 << LOG_NORM_LANES;
+    const NORM_GROUPS = WORKGROUP / NORM_LANES;
+    // Threads that share an element of the result; four neighbors must have a block.
+    const PARTS = c.SUBGROUPS
+      ? Math.max(
+        1,
+        Math.min(
+          ...[4, LANES / 4, LANE_GROUPS],
+          2 ** Math.floor(Math.log2(WORKGROUP / (GROUP * WIDTH))),
+        ),
+      )
+      : 1;
     return {
       LOG_LANES,
       LANES,
@@ -317,9 +306,13 @@ export const attendDecode = defineKernel<DecodeCase>({
       SCATTER,
       KEPT: SCATTER ? ELEMENTS >> LOG_KEY_GROUPS : ELEMENTS,
       LANE_GROUPS,
-      COLUMNS,
-      SLICES,
-      PLACES: Math.max(LANE_GROUPS, c.MERGE ? SLICES : 0),
+      LOG_NORM_LANES,
+      NORM_LANES,
+      NORM_GROUPS,
+      NORM_PAIRS: Math.ceil(WIDTH / 2 / NORM_LANES),
+      ROUNDS: Math.ceil((GROUP + 2) / NORM_GROUPS),
+      PARTS,
+      LOG_PARTS: Math.log2(PARTS),
       ...(leaves
         ? {
           LEFT_BLOCKS: kvHeads * Number(c.SHARES) * GROUP * HEAD_DIM /
@@ -342,12 +335,13 @@ export const attendDecode = defineKernel<DecodeCase>({
       const keyLanes = 2 ** LOG_KEY_LANES;
       const lanes = SUBGROUPS ? 2 ** LOG_LANES : keyLanes;
       const heads = group / SHARES;
+      const { once, laneGroup } = decodeBytes(headDim, heads);
       // A lane holds its part of q and of the sum per head, and of k and v per step.
       const values = headDim / keyLanes * (2 * heads + STEPS);
       const most = 4 * MOST_IN_FLIGHT;
       return {
         threads: WORKGROUP,
-        bytes: 4 * WORKGROUP / lanes * heads * (headDim + 2) +
+        bytes: once + WORKGROUP / lanes * laneGroup +
           (SUBGROUPS ? 0 : 4 * WORKGROUP),
         problem: group % SHARES
           ? `SHARES is ${SHARES}, must divide the ${group} query heads of a kv head`
@@ -372,8 +366,9 @@ ${HEADS}
 ${STATE}
 const TILE = STEPS * KEYS;
 const LOW = ${LOW}; // below every score
-var<workgroup> sums: array<E, PLACES * GROUP * WIDTH>;
-var<workgroup> stat: array<vec2f, PLACES * GROUP>; // maximum and sum of weights
+var<workgroup> sums: array<E, LANE_GROUPS * GROUP * WIDTH>;
+var<workgroup> stat: array<vec2f, (LANE_GROUPS + 1u) * GROUP>; // maximum and sum of weights
+var<workgroup> vectors: array<E, (GROUP + 2u) * WIDTH>; // q of each head, the new key and value
 @if MERGE { var<workgroup> before: u32; }
 
 ${QUANTS}
@@ -416,24 +411,18 @@ fn fetch(worker: u32, workers: u32) {
 }
 
 fn dot_of(a: E, b: E) -> f32 { @if VEC == 4 { return dot(a, b); } @else { return a * b; } }
-fn key_sum(v: f32, tid: u32) -> f32 {
-  @if SUBGROUPS {
-    var s = v;
-    @unroll for (var b = 0; b < LOG_KEY_LANES; b++) { s += subgroupShuffleXor(s, 1u << b); }
-    return s;
-  } @else { return lanes_sum(v, tid); }
-}
+${sumOver("key_sum", "LOG_KEY_LANES")}
+${sumOver("norm_sum", "LOG_NORM_LANES")}
 
-// The value of the lane whose number differs in one bit, of those that share a key.
-fn key_other(v: f32, bit: u32, tid: u32) -> f32 {
-  @if SUBGROUPS { return subgroupShuffleXor(v, bit); }
-  @else {
-    lanes[tid] = v;
-    workgroupBarrier();
-    let other = lanes[tid ^ bit];
-    workgroupBarrier();
-    return other;
+@if CACHE == "q8_0" {
+// The largest size of the 32 values of a block; 0 if there is no such block.
+fn block_size(begin: u32, block: u32) -> f32 {
+  var most = 0.0;
+  for (var e = 4u * block; e < min(4u * block + 4u, HALF); e++) {
+    most = max(most, max(largest(vectors[begin + e]), largest(vectors[begin + HALF + e])));
   }
+  return most;
+}
 }
 
 @if LEAVES {
@@ -471,26 +460,33 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let key_lane = tid % KEY_LANES;
   let key_group = tid / KEY_LANES;
   ${cacheBase("first_row", "sequence", "kv_head")}
-  // All splits have the same number of steps; the last one also takes the new token.
-  let split_keys = ((position + KEYS - 1u) / KEYS + groups.x - 1u) / groups.x * KEYS;
-  let begin = wg.x * split_keys;
-  let end = min(begin + split_keys, position);
-  let last = max(end, 1u) - 1u; // loads past the end read this key
-
+  // Splits take turns at tiles of keys; the last one also takes the new token. The first tile
+  // of each can be loaded before the position is known.
+  let begin = wg.x * TILE;
+  let stride = groups.x * TILE;
   let last_split = wg.x + 1u == groups.x;
-  var newest = last_split;
-  @if SUBGROUPS { newest = newest && lane_group == LANE_GROUPS - 1u; }
+  // Loads past the end read any key that there is.
+  @if LOG_PAGE { let last = max(position, 1u) - 1u; } @else { let last = u.context - 1u; }
 
   // All loads are issued before the first use. A conditional block waits at its end for
   // the loads in it, so threads past the end load a key that they do not use instead.
-  @split var q: array<E, GROUP * ELEMENTS>;
-  @unroll for (var g = 0; g < GROUP; g++) { ${
-    takeHead("q", "g * ELEMENTS", "wg.y * GROUP + g")
-  } }
-  @split var gain: array<E, ELEMENTS>;
-  ${take("gain", (at) => `qNorm_at(${at})`)}
-  @split var angle: array<E, ELEMENTS>;
-  ${take("angle", (at) => angle(`position * 2u * HALF + ${at}`))}
+  let norm_lane = tid % NORM_LANES;
+  let norm_group = tid / NORM_LANES;
+  @split var x: array<E, ROUNDS * 2 * NORM_PAIRS>;
+  @split var gain: array<E, ROUNDS * 2 * NORM_PAIRS>;
+  @split var turned: array<E, 2 * NORM_PAIRS>;
+  @unroll for (var r = 0; r < ROUNDS; r++) {
+    let n = min(norm_group + r * NORM_GROUPS, GROUP + 1u);
+    let head = select(heads + (n - GROUP) * u.kvHeads + kv_head, wg.y * GROUP + n, n < GROUP);
+    @unroll for (var p = 0; p < NORM_PAIRS; p++) {
+      let i = min(${NORM_PLACE}, HALF - 1u);
+      let at = row * (u.width / VEC) + head * WIDTH + i;
+      x[2 * (r * NORM_PAIRS + p)] = qkv_at(at);
+      x[2 * (r * NORM_PAIRS + p) + 1] = qkv_at(at + HALF);
+      gain[2 * (r * NORM_PAIRS + p)] = select(kNorm_at(i), qNorm_at(i), n < GROUP);
+      gain[2 * (r * NORM_PAIRS + p) + 1] = select(kNorm_at(i + HALF), qNorm_at(i + HALF), n < GROUP);
+    }
+  }
   @split var ks: array<Unit, STEPS * LOADS>;
   @split var vs: array<Unit, STEPS * LOADS>;
   @if CACHE == "q8_0" {
@@ -499,100 +495,92 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   }
   ${fetch("k", "begin")}
   ${fetch("v", "begin")}
+  @unroll for (var p = 0; p < NORM_PAIRS; p++) {
+    let at = position * 2u * HALF + min(${NORM_PLACE}, HALF - 1u);
+    turned[2 * p] = ${angle("at")};
+    turned[2 * p + 1] = ${angle("at + HALF")};
+  }
+
+  @unroll for (var r = 0; r < ROUNDS; r++) {
+    let n = min(norm_group + r * NORM_GROUPS, GROUP + 1u);
+    var squared = 0.0;
+    @unroll for (var p = 0; p < NORM_PAIRS; p++) {
+      let inside = ${NORM_PLACE} < HALF;
+      squared += select(0.0, squares(x[2 * (r * NORM_PAIRS + p)]) + squares(x[2 * (r * NORM_PAIRS + p) + 1]), inside);
+    }
+    let factor = inverseSqrt(norm_sum(squared, tid) / f32(HEAD_DIM) + u.eps);
+    let scale = select(1.0, u.scale, n < GROUP);
+    let stays = n > GROUP; // the value
+    @unroll for (var p = 0; p < NORM_PAIRS; p++) {
+      let i = ${NORM_PLACE};
+      var a = x[2 * (r * NORM_PAIRS + p)];
+      var b = x[2 * (r * NORM_PAIRS + p) + 1];
+      ${
+    turnPair(
+      ["a", "b"],
+      ["gain[2 * (r * NORM_PAIRS + p)]", "gain[2 * (r * NORM_PAIRS + p) + 1]"],
+      ["turned[2 * p]", "turned[2 * p + 1]"],
+    )
+  }
+      x[2 * (r * NORM_PAIRS + p)] = select(a * scale, x[2 * (r * NORM_PAIRS + p)], stays);
+      x[2 * (r * NORM_PAIRS + p) + 1] = select(b * scale, x[2 * (r * NORM_PAIRS + p) + 1], stays);
+      if (i < HALF && norm_group + r * NORM_GROUPS < GROUP + 2u) {
+        vectors[n * WIDTH + i] = x[2 * (r * NORM_PAIRS + p)];
+        vectors[n * WIDTH + HALF + i] = x[2 * (r * NORM_PAIRS + p) + 1];
+      }
+    }
+  }
+  workgroupBarrier();
+
+  // The score of the new key, which is used before it is rounded to the cache's type.
+  @unroll for (var r = 0; r < ROUNDS; r++) {
+    let n = norm_group + r * NORM_GROUPS;
+    var dots = 0.0;
+    @unroll for (var p = 0; p < NORM_PAIRS; p++) {
+      let at = GROUP * WIDTH + min(${NORM_PLACE}, HALF - 1u);
+      let both = dot_of(x[2 * (r * NORM_PAIRS + p)], vectors[at]) + dot_of(x[2 * (r * NORM_PAIRS + p) + 1], vectors[at + HALF]);
+      dots += select(0.0, both, ${NORM_PLACE} < HALF);
+    }
+    let score = norm_sum(dots, tid);
+    if (norm_lane == 0u && n < GROUP) {
+      stat[LANE_GROUPS * GROUP + n] = vec2f(select(LOW, score, last_split), select(0.0, 1.0, last_split));
+    }
+  }
 
   @split var acc: array<E, GROUP * ELEMENTS>;
   @split var top: array<f32, GROUP>;
   @split var total: array<f32, GROUP>;
-  @unroll for (var g = 0; g < GROUP; g++) {
-    var squared = 0.0;
-    ${addSquares("q", "g * ELEMENTS")}
-    let factor = ${FACTOR};
-    ${turn("q", "g * ELEMENTS", "gain")}
-    @unroll for (var e = 0; e < ELEMENTS; e++) { q[g * ELEMENTS + e] *= u.scale; }
-    top[g] = LOW;
-  }
+  @unroll for (var g = 0; g < GROUP; g++) { top[g] = LOW; }
 
-  // The new key and value are used before they are rounded to the cache's type. Only the
-  // last lane group does so, but shuffles must be in uniform control flow.
-  if (last_split) {
-    @split var fresh: array<E, ELEMENTS>;
-    @split var value: array<E, ELEMENTS>;
-    @split var key_gain: array<E, ELEMENTS>;
-    @split var score: array<f32, GROUP>;
-    var squared = 0.0;
-    if (newest) {
-      ${takeHead("fresh", "0", "heads + kv_head")}
-      ${takeHead("value", "0", "heads + u.kvHeads + kv_head")}
-      ${take("key_gain", (at) => `kNorm_at(${at})`)}
-      ${addSquares("fresh", "0")}
-    }
-    let factor = ${FACTOR};
-    if (newest) {
-      ${turn("fresh", "0", "key_gain")}
-      @unroll for (var g = 0; g < GROUP; g++) {
-        @unroll for (var e = 0; e < ELEMENTS; e++) { score[g] += dot_of(q[g * ELEMENTS + e], fresh[e]); }
-      }
-    }
-    @unroll for (var g = 0; g < GROUP; g++) {
-      score[g] = key_sum(score[g], tid);
-      if (tid >= WORKGROUP - KEY_LANES) {
-        top[g] = score[g];
-        total[g] = 1.0;
-        @unroll for (var e = 0; e < ELEMENTS; e++) { acc[g * ELEMENTS + e] = value[e]; }
-      }
-    }
-    ${cachedRow("new_row", "position")}
-    let appends = tid >= WORKGROUP - KEY_LANES && wg.y % SHARES == 0u;
-    @if CACHE == "q8_0" {
-      ${quantize("k", "fresh")}
-      ${quantize("v", "value")}
-    }
-    if (appends) {
-      @unroll for (var e = 0; e < ELEMENTS; e++) {
-        guard(fresh[e]);
-        guard(value[e]);
-      }
-      @if CACHE != "q8_0" {
-        @unroll for (var i = 0; i < UNITS; i++) {
-          if (i * KEY_LANES + key_lane < HALF / PER) {
-            let at = new_row * (WIDTH / PER) + i * KEY_LANES + key_lane;
-            @unroll for (var h = 0; h < 2; h++) {
-              k_keep(at + h * (HALF / PER), fresh[2 * i * PER + h], fresh[2 * (i * PER + PER - 1) + h]);
-              v_keep(at + h * (HALF / PER), value[2 * i * PER + h], value[2 * (i * PER + PER - 1) + h]);
-            }
-          }
-        }
-      }
-    }
-  }
-
-  for (var t0 = begin; t0 < end; t0 += TILE) {
+  for (var t0 = begin; t0 < position; t0 += stride) {
     @split var score: array<f32, GROUP * STEPS>;
-    @unroll for (var s = 0; s < STEPS; s++) {
+    // naga zeros a variable once, not in each round.
+    @unroll for (var i = 0; i < GROUP * STEPS; i++) { score[i] = 0.0; }
+    @unroll for (var p = 0; p < PAIRS; p++) {
+      let i = ${PLACE};
+      let at = min(i, HALF - 1u);
+      @split var q: array<E, 2 * GROUP>;
       @unroll for (var g = 0; g < GROUP; g++) {
-        var sum = 0.0;
-        @if CACHE == "q8_0" {
-          @unroll for (var i = 0; i < UNITS; i++) {
-            var dots = 0.0;
-            @unroll for (var e = 0; e < 2 * PER; e++) {
-              dots += dot(q[g * ELEMENTS + 2 * i * PER + e], values_of(ks[s * UNITS + i][e % 2 * 2 + e / 2]));
-            }
-            sum += kd[s * UNITS + i] * dots;
-          }
-        } @else {
-          @unroll for (var p = 0; p < PAIRS; p++) {
-            @unroll for (var h = 0; h < 2; h++) {
-              sum += dot_of(q[g * ELEMENTS + 2 * p + h], element(ks[(s * UNITS + p / PER) * 2 + h], p % PER));
-            }
-          }
-        }
-        score[g * STEPS + s] = key_sum(sum, tid);
+        q[2 * g] = vectors[g * WIDTH + at];
+        q[2 * g + 1] = vectors[g * WIDTH + at + HALF];
       }
+      @unroll for (var s = 0; s < STEPS; s++) {
+        let a = ${cachedPair("k", 0)};
+        let b = ${cachedPair("k", 1)};
+        @unroll for (var g = 0; g < GROUP; g++) {
+          let both = dot_of(q[2 * g], a) + dot_of(q[2 * g + 1], b);
+          @if CACHE == "q8_0" { score[g * STEPS + s] += select(0.0, kd[s * UNITS + p / PER] * both, i < HALF); }
+          @else { score[g * STEPS + s] += select(0.0, both, i < HALF); }
+        }
+      }
+    }
+    @unroll for (var s = 0; s < STEPS; s++) {
+      @unroll for (var g = 0; g < GROUP; g++) { score[g * STEPS + s] = key_sum(score[g * STEPS + s], tid); }
     }
     @unroll for (var g = 0; g < GROUP; g++) {
       var high = top[g];
       @unroll for (var s = 0; s < STEPS; s++) {
-        high = select(high, max(high, score[g * STEPS + s]), t0 + s * KEYS + key_group < end);
+        high = select(high, max(high, score[g * STEPS + s]), t0 + s * KEYS + key_group < position);
       }
       let shrink = exp(top[g] - high);
       top[g] = high;
@@ -600,30 +588,21 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       @unroll for (var e = 0; e < ELEMENTS; e++) { acc[g * ELEMENTS + e] *= shrink; }
     }
     @unroll for (var s = 0; s < STEPS; s++) {
-      if (t0 + s * KEYS + key_group < end) {
+      if (t0 + s * KEYS + key_group < position) {
         @unroll for (var g = 0; g < GROUP; g++) {
           let weight = exp(score[g * STEPS + s] - top[g]);
           total[g] += weight;
-          @if CACHE == "q8_0" {
-            @unroll for (var i = 0; i < UNITS; i++) {
-              let scaled = weight * vd[s * UNITS + i];
-              @unroll for (var e = 0; e < 2 * PER; e++) {
-                acc[g * ELEMENTS + 2 * i * PER + e] += scaled * values_of(vs[s * UNITS + i][e % 2 * 2 + e / 2]);
-              }
-            }
-          } @else {
-            @unroll for (var p = 0; p < PAIRS; p++) {
-              @unroll for (var h = 0; h < 2; h++) {
-                acc[g * ELEMENTS + 2 * p + h] += weight * element(vs[(s * UNITS + p / PER) * 2 + h], p % PER);
-              }
-            }
+          @unroll for (var p = 0; p < PAIRS; p++) {
+            @if CACHE == "q8_0" { let factor = weight * vd[s * UNITS + p / PER]; } @else { let factor = weight; }
+            acc[g * ELEMENTS + 2 * p] += factor * ${cachedPair("v", 0)};
+            acc[g * ELEMENTS + 2 * p + 1] += factor * ${cachedPair("v", 1)};
           }
         }
       }
     }
-    if (t0 + TILE < end) {
-      ${fetch("k", "t0 + TILE")}
-      ${fetch("v", "t0 + TILE")}
+    if (t0 + stride < position) {
+      ${fetch("k", "t0 + stride")}
+      ${fetch("v", "t0 + stride")}
     }
   }
 
@@ -667,11 +646,44 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
   workgroupBarrier();
+  if (last_split && wg.y % SHARES == 0u) {
+    // Other threads than those that have results below.
+    let spare = WORKGROUP - 1u - tid;
+    ${cachedRow("new_row", "position")}
+    @if CACHE == "q8_0" {${QUANTIZED}
+    }
+    for (var i = spare; i < 2u * WIDTH / PER; i += WORKGROUP) {
+      let a = vectors[GROUP * WIDTH + i * PER];
+      let b = vectors[GROUP * WIDTH + i * PER + PER - 1u];
+      guard(a);
+      guard(b);
+      @if CACHE != "q8_0" {
+        let at = new_row * (WIDTH / PER) + i % (WIDTH / PER);
+        if (i < WIDTH / PER) { k_keep(at, a, b); } else { v_keep(at, a, b); }
+      }
+    }
+  }
   let partial = u.m * heads * WIDTH;
-  for (var first = 0u; first < GROUP * WIDTH; first += WORKGROUP) {
-    let own = first + tid < GROUP * WIDTH;
-    let i = min(first + tid, GROUP * WIDTH - 1u);
-    ${gather("LANE_GROUPS")}
+  let part = lane / (LANES / PARTS);
+  let column = lane_group * (LANES / PARTS) + lane % (LANES / PARTS);
+  for (var first = 0u; first < GROUP * WIDTH; first += WORKGROUP / PARTS) {
+${ELEMENT}
+    let fresh = stat[LANE_GROUPS * GROUP + g];
+    var high = fresh.x;
+    @unroll for (var j = 0; j < LANE_GROUPS / PARTS; j++) { high = max(high, stat[(j * PARTS + part) * GROUP + g].x); }
+${highestPart("high")}
+    var all = 0.0;
+    var sum = E();
+    @unroll for (var j = 0; j < LANE_GROUPS / PARTS; j++) {
+      let at = (j * PARTS + part) * GROUP;
+      let weight = exp(stat[at + g].x - high);
+      all += weight * stat[at + g].y;
+      sum += weight * sums[at * WIDTH + i];
+    }
+${addParts}
+    let weight = exp(fresh.x - high) * fresh.y;
+    all += weight;
+    sum += weight * vectors[(GROUP + 1u) * WIDTH + i % WIDTH];
     if (groups.x == 1u) { finish(head * WIDTH + i % WIDTH, sum / all, own); }
     else if (own) {
       y_put(partial + (head * groups.x + wg.x) * WIDTH + i % WIDTH, sum);
@@ -693,24 +705,21 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       if (workgroupUniformLoad(&before) + 1u == groups.x) {
         storageBarrier();
         if (tid == 0u) { atomicStore(&state[counter], 0u); } // ready for the next step
-        let column = tid % COLUMNS;
-        let share = tid / COLUMNS;
-        for (var i = column; i < GROUP * WIDTH && share < SLICES; i += COLUMNS) {
-          let g = i / WIDTH;
-          let head = row * heads + wg.y * GROUP + g;
+        for (var first = 0u; first < GROUP * WIDTH; first += WORKGROUP / PARTS) {
+${ELEMENT}
           let at = partial + head * groups.x * WIDTH + i % WIDTH;
           var high = LOW;
           var all = 0.0;
           var sum = E();
-          for (var s0 = share; s0 < groups.x; s0 += SLICES * BATCH) {
-            @split var part: array<E, BATCH>;
+          for (var s0 = part; s0 < groups.x; s0 += PARTS * BATCH) {
+            @split var have: array<E, BATCH>;
             @split var most: array<f32, BATCH>;
             @split var many: array<f32, BATCH>;
             @unroll for (var j = 0; j < BATCH; j++) {
-              let s = min(s0 + j * SLICES, groups.x - 1u);
+              let s = min(s0 + j * PARTS, groups.x - 1u);
               most[j] = bitcast<f32>(atomicLoad(&state[split_of(head, groups.x, s)]));
               many[j] = bitcast<f32>(atomicLoad(&state[split_of(head, groups.x, s) + 1u]));
-              part[j] = y_at(at + s * WIDTH);
+              have[j] = y_at(at + s * WIDTH);
             }
             var higher = high;
             @unroll for (var j = 0; j < BATCH; j++) { higher = max(higher, most[j]); }
@@ -719,21 +728,20 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
             all *= shrink;
             sum *= shrink;
             @unroll for (var j = 0; j < BATCH; j++) {
-              if (s0 + j * SLICES < groups.x) {
+              if (s0 + j * PARTS < groups.x) {
                 let weight = exp(most[j] - high);
                 all += weight * many[j];
-                sum += weight * part[j];
+                sum += weight * have[j];
               }
             }
           }
-          sums[share * GROUP * WIDTH + i] = sum;
-          if (i % WIDTH == 0u) { stat[share * GROUP + g] = vec2f(high, all); }
-        }
-        workgroupBarrier();
-        for (var first = 0u; first < GROUP * WIDTH; first += WORKGROUP) {
-          let i = min(first + tid, GROUP * WIDTH - 1u);
-          ${gather("SLICES")}
-          finish(head * WIDTH + i % WIDTH, sum / all, first + tid < GROUP * WIDTH);
+          var highest = high;
+${highestPart("highest")}
+          let shrink = exp(high - highest);
+          all *= shrink;
+          sum *= shrink;
+${addParts}
+          finish(head * WIDTH + i % WIDTH, sum / all, own);
         }
       }
     }

@@ -143,6 +143,9 @@ export function squareParts(n: number, constants: Constants): number {
  *   row's squares, one per lane group; "swiglu": `y = silu(g) · u` with g from the
  *   first half of w's rows and u from the second.
  *
+ * With FENCE, a barrier stands between a row's loads and their use, if all are issued at
+ * once: without, a driver may move them to where they are used.
+ *
  * If a row of `w` is not a whole number of units, the plain loop at the end handles it.
  *
  * With more than one of WALKERS, as many workgroups walk over the rows of w; see
@@ -172,6 +175,7 @@ export const gemv = defineKernel<LinearCase>({
     SPREAD: "k",
     WALKERS: 1,
     W_IN: "buffer",
+    FENCE: 0,
     NORM: 0,
     EPILOGUE: "store",
   },
@@ -268,6 +272,7 @@ ${SQUARED}${FACTOR}  @if EPILOGUE == "add" {
   @split var base: array<u32, ROWS>;
   @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * UNITS; }
   ${load("0u")}
+  @if FENCE && CHUNKS == 1 { workgroupBarrier(); }
   for (var c = 0u; c < CHUNKS; c++) {
     @if CHUNKS > 1 { if (c > 0u) { ${load("c")} } }
     @unroll for (var s = 0; s < STEPS; s++) {

@@ -304,14 +304,15 @@ gpuTest("batches free their memory on the device", async () => {
   using qwen = await loadQwen3(undefined, { device: "gpu" });
   assert(qwen.runner instanceof GpuRunner);
   const { gpu } = qwen.runner;
-  const allocated: number[] = [];
-  for (let round = 0; round < 3; round++) {
+  // Each shape has a pass of its own, and which ones there are is chance.
+  let rounds = 0, same = 0;
+  for (; same < 2; rounds++) {
+    const { allocated } = gpu;
     await read(qwen.generateBatch(promptsOf(5), { maxTokens: 3 }));
     for await (const _ of qwen.generateBatch(promptsOf(5))) break;
-    allocated.push(gpu.allocated);
+    same = gpu.allocated === allocated ? same + 1 : 0;
+    assert(rounds < 12, `${gpu.allocated - allocated} bytes more`);
   }
-  assertEquals(allocated[1], allocated[0]);
-  assertEquals(allocated[2], allocated[0]);
 });
 
 gpuTest("a value beyond f16 switches a batch's cache to f32", async (gpu) => {

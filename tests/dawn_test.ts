@@ -1,7 +1,7 @@
 /**
  * The story model through Dawn, on SwiftShader, the software renderer of Chromium: Debian's
- * llvmpipe is too old for Dawn. On other drivers, `QWEN3_TEST_WEBGPU=dawn` runs
- * golden_test.ts and all tests of kernels through Dawn.
+ * llvmpipe is too old for Dawn. On other drivers, `QWEN3_TEST_WEBGPU=dawn` runs the golden
+ * tests, those of GGUF files too, and all tests of kernels through Dawn.
  */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import type { DawnStory } from "./support/dawn_story.ts";

@@ -65,6 +65,21 @@ export const f32 = {
   max: op(0x97),
   lessEqual: op(0x5f),
   fromBits: op(0xbe),
+  /** From an f64. */
+  demote: op(0xb6),
+};
+
+export const f64 = {
+  const: (
+    value: number,
+  ): Code => [0x44, ...new Uint8Array(Float64Array.of(value).buffer)],
+  sqrt: op(0x9f),
+  add: op(0xa0),
+  div: op(0xa3),
+  /** From an unsigned i32. */
+  convert: op(0xb8),
+  /** From an f32. */
+  promote: op(0xbb),
 };
 
 export const v128 = {
@@ -140,6 +155,14 @@ export const i32x4 = {
   relaxedDotAdd: simd(0x113),
   /** From f32x4, rounding toward zero; NaN gives 0. */
   truncate: simd(0xf8),
+};
+
+export const f64x2 = {
+  lane: (lane: number): Instruction => op(0xfd, 0x21, lane),
+  /** From the first two of f32x4. */
+  promote: simd(0x5f),
+  add: simd(0xf0),
+  mul: simd(0xf2),
 };
 
 export const f32x4 = {

@@ -19,6 +19,12 @@ import {
   type WasmKernels,
 } from "./wasm_kernels.ts";
 
+/** A memory that threads work on, and the kernels bound to it. */
+export interface BoundMemory {
+  memory: WebAssembly.Memory;
+  kernels: WasmKernels;
+}
+
 /**
  * `y = x · wᵀ`, split into chunks of rows of w. Fields are addresses, strides in bytes and
  * sizes.
@@ -117,10 +123,11 @@ export type Job =
 
 /** The job that {@link encodeMatmul} or {@link encodeAttention} encoded. */
 export function decodeJob(job: ArrayLike<number>): Job {
-  const decode = <F extends string>(fields: readonly F[]) =>
-    Object.fromEntries(
-      fields.map((field, i) => [field, job[i + 1] >>> 0]),
-    ) as Record<F, number>;
+  const decode = <F extends string>(fields: readonly F[]) => {
+    const all = {} as Record<F, number>;
+    for (let i = 0; i < fields.length; i++) all[fields[i]] = job[i + 1] >>> 0;
+    return all;
+  };
   return job[0] === 0
     ? { kind: "matmul", matmul: decode(FIELDS.matmul) }
     : { kind: "attention", attention: decode(FIELDS.attention) };
@@ -213,34 +220,17 @@ export function packRows(
   rows: number,
   k: number,
   order: SimdReader["order"],
-  memory: ArrayBufferLike,
+  { memory: { buffer }, kernels }: BoundMemory,
   to: number,
   rowBytes: number,
 ): void {
-  const stride = rowBytes / 4;
-  const out = new Float32Array(memory, to, rows * stride);
+  const stride = rowBytes / 4, eights = Math.ceil(k / 8);
+  const out = new Float32Array(buffer, to, rows * stride);
   for (let r = 0; r < rows; r++) {
-    const begin = r * stride, end = begin + Math.ceil(k / 8) * 8, from = r * k;
+    const begin = r * stride, end = begin + 8 * eights, from = r * k;
     out.fill(0, end - 8, end);
-    if (order === "straight") {
-      out.set(x.subarray(from, from + k), begin);
-      continue;
-    }
-    const whole = k - k % 8;
-    for (let i = 0; i < whole; i += 8) {
-      const a = from + i, b = begin + i;
-      out[b] = x[a];
-      out[b + 1] = x[a + 2];
-      out[b + 2] = x[a + 4];
-      out[b + 3] = x[a + 6];
-      out[b + 4] = x[a + 1];
-      out[b + 5] = x[a + 3];
-      out[b + 6] = x[a + 5];
-      out[b + 7] = x[a + 7];
-    }
-    for (let i = whole; i < k; i++) {
-      out[begin + whole + EVEN_FIRST[i - whole]] = x[from + i];
-    }
+    out.set(x.subarray(from, from + k), begin);
+    if (order === "even first") kernels.evenFirst(to + r * rowBytes, eights);
   }
 }
 
@@ -314,7 +304,27 @@ function multiply(
   }
 }
 
-const NO_COLUMNS: readonly number[] = [0];
+/** The kernels' names for each format, and bytes of planes' rows by their width. */
+const READERS = SIMD_FORMATS.map(({ name }) => ({
+  dot: `dot_${name}`,
+  dotPair: `dotPair_${name}`,
+  unpack: `unpack_${name}`,
+  dotBlocks: `dotBlocks_${name}`,
+  unpackBlocks: `unpackBlocks_${name}`,
+  rowBytes: new Map<number, Planes>(),
+} as const));
+
+/** Bytes of `k` elements in each plane of a format. */
+function planeBytes(format: number, k: number): Planes {
+  const { rowBytes } = READERS[format];
+  let bytes = rowBytes.get(k);
+  if (!bytes) {
+    const [p0, p1 = 0, p2 = 0, p3 = 0] = SIMD_FORMATS[format].planes(k)
+      .map(({ rowBytes }) => rowBytes);
+    rowBytes.set(k, bytes = [p0, p1, p2, p3]);
+  }
+  return bytes;
+}
 
 /** How cached heads of a sequence are read as f32. */
 interface HeadReader {
@@ -384,13 +394,13 @@ function readerOf(
   { format, w, w1, w2, w3, k }: Omit<MatmulJob, "n" | "chunk">,
   thread: number,
 ): MatrixReader {
-  const own = SIMD_FORMATS[format], { name } = own;
+  const own = SIMD_FORMATS[format], names = READERS[format];
+  const [p0, p1, p2, p3] = planeBytes(format, k);
   if (!isBlocks(own)) {
     const { simd } = own as Format & { simd: SimdReader };
-    const [{ rowBytes }] = own.planes(k), { bytes, order } = simd;
-    const dot = kernels[`dot_${name}`], mask = tailMask(k % 8, order);
-    const pair = kernels[`dotPair_${name}`];
-    const unpack = kernels[`unpack_${name}`];
+    const { bytes, order } = simd, rowBytes = p0;
+    const dot = kernels[names.dot], mask = tailMask(k % 8, order);
+    const pair = kernels[names.dotPair], unpack = kernels[names.unpack];
     return {
       rowBytes,
       dot: (x, row, n, y) =>
@@ -409,31 +419,29 @@ function readerOf(
         ),
     };
   }
-  const dot = kernels[`dotBlocks_${name}`];
-  const unpack = kernels[`unpackBlocks_${name}`];
-  const [p0, p1 = 0, p2 = 0, p3 = 0] = own.planes(k)
-    .map(({ rowBytes }) => rowBytes);
-  const at = (row: number, column: number): Planes => {
-    const [c0, c1 = 0, c2 = 0, c3 = 0] = column === 0
-      ? NO_COLUMNS
-      : own.planes(column).map(({ rowBytes }) => rowBytes);
-    return [
-      w + row * p0 + c0,
-      w1 + row * p1 + c1,
-      w2 + row * p2 + c2,
-      w3 + row * p3 + c3,
-    ];
-  };
+  const dot = kernels[names.dotBlocks], unpack = kernels[names.unpackBlocks];
   const mask = (k: number) => tailMask(k / own.simd.group % 4, "straight");
-  const scratch = threadSpace(thread) + TILE * PANEL_BYTES;
+  const scratch = threadSpace(thread) + TILE * PANEL_BYTES, tail = mask(k);
   return {
     rowBytes: p0 + p1 + p2 + p3,
-    dot: (x, row, n, y) => dot(...at(row, 0), x, n, k, mask(k), y, scratch),
-    unpack: (row, n, column, width, panel) =>
-      unpack(
-        ...at(row, column),
-        ...[n, k, width, mask(width), panel, PANEL_BYTES, scratch] as const,
+    dot: (x, row, n, y) =>
+      dot(
+        w + row * p0,
+        w1 + row * p1,
+        w2 + row * p2,
+        w3 + row * p3,
+        ...[x, n, k, tail, y, scratch] as const,
       ),
+    unpack: (row, n, column, width, panel) => {
+      const [c0, c1, c2, c3] = planeBytes(format, column);
+      unpack(
+        w + row * p0 + c0,
+        w1 + row * p1 + c1,
+        w2 + row * p2 + c2,
+        w3 + row * p3 + c3,
+        ...[n, k, width, mask(width), panel, PANEL_BYTES, scratch] as const,
+      );
+    },
   };
 }
 

@@ -53,6 +53,21 @@ export interface Attention {
   out: Float32Array;
 }
 
+/** Rows of `weight.length` elements that are normed, and rotated if there are angles. */
+export interface NormedRows {
+  x: Float32Array;
+  /** Where the first row begins, and the number of rows. */
+  from: number;
+  count: number;
+  weight: Float32Array;
+  eps: number;
+  /** Where the results go; may not be `x`. */
+  out: Float32Array;
+  to: number;
+  /** The cosines of a position, then its sines, one of each for two elements. */
+  angles?: Float32Array;
+}
+
 /** The shape of attention. */
 export interface Heads {
   heads: number;
@@ -96,6 +111,8 @@ export interface CpuKernels extends Disposable {
     out: Output,
     finish: Finish,
   ): Work;
+  /** RMSNorm of rows (https://arxiv.org/abs/1910.07467), and their rotation. */
+  norm(rows: NormedRows): void;
   /** Causal grouped-query attention with scale `1 / sqrt(headDim)`. */
   attention(pass: Attention): Work;
 }

@@ -313,35 +313,29 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
 
     const { k, v } = cache.layers[layer];
     const putKey = writerOf(k, headDim), putValue = writerOf(v, headDim);
-    const key = new Float32Array(headDim);
-    const from = f32(qkv);
+    const keys = new Float32Array(kvHeads * headDim), x = f32(qkv);
     const q = this.#results.tensor([rows, heads * headDim]);
-    const queries = f32(q);
+    const queries = f32(q), kernels = this.#kernels, eps = rmsNormEps;
     const qWeight = unpackRow(qNorm, 0, new Float32Array(headDim));
     const kWeight = unpackRow(kNorm, 0, new Float32Array(headDim));
     for (let r = 0; r < rows; r++) {
       const sequence = first + Math.floor(r / tokens);
       const position = cache.lengths[sequence] + r % tokens;
-      for (let h = 0; h < heads; h++) {
-        const at = (r * heads + h) * headDim;
-        normalize(
-          from,
-          r * width + h * headDim,
-          qWeight,
-          rmsNormEps,
-          queries,
-          at,
-        );
-        this.#rope.rotate(queries, at, position);
-      }
+      const angles = this.#rope.angles(position);
+      const at = r * width, keysAt = at + heads * headDim;
+      kernels.norm({
+        ...{ x, from: at, count: heads, weight: qWeight, eps, angles },
+        ...{ out: queries, to: r * heads * headDim },
+      });
+      kernels.norm({
+        ...{ x, from: keysAt, count: kvHeads, weight: kWeight, eps, angles },
+        ...{ out: keys, to: 0 },
+      });
       for (let h = 0; h < kvHeads; h++) {
         const row = cache.rowOf(sequence, h, kvHeads, position);
-        const begin = r * width + (heads + h) * headDim;
-        normalize(from, begin, kWeight, rmsNormEps, key, 0);
-        this.#rope.rotate(key, 0, position);
-        putKey(row, key);
-        const value = begin + kvHeads * headDim;
-        putValue(row, from.subarray(value, value + headDim));
+        putKey(row, keys.subarray(h * headDim, (h + 1) * headDim));
+        const value = keysAt + (kvHeads + h) * headDim;
+        putValue(row, x.subarray(value, value + headDim));
       }
     }
 
@@ -438,16 +432,9 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     }
     const weight = unpackRow(norm, 0, new Float32Array(k));
     const y = this.#results.tensor([rows, k]);
-    for (let r = 0; r < rows; r++) {
-      normalize(
-        f32(x),
-        r * k,
-        weight,
-        this.#config.rmsNormEps,
-        f32(y),
-        r * k,
-      );
-    }
+    const eps = this.#config.rmsNormEps;
+    const place = { from: 0, count: rows, out: f32(y), to: 0 };
+    this.#kernels.norm({ x: f32(x), weight, eps, ...place });
     return y;
   }
 }
@@ -479,22 +466,6 @@ function chooseKernels(heads: Heads, options: CpuOptions): CpuKernels {
   return "refusal" in choice
     ? new PlainKernels(heads, choice.refusal)
     : new WasmCpuKernels(heads, threads, choice, integers);
-}
-
-/** RMSNorm (https://arxiv.org/abs/1910.07467) of `weight.length` elements. */
-export function normalize(
-  x: Float32Array,
-  from: number,
-  weight: Float32Array,
-  eps: number,
-  out: Float32Array,
-  to: number,
-): void {
-  const size = weight.length;
-  let squares = 0;
-  for (let i = 0; i < size; i++) squares += x[from + i] * x[from + i];
-  const scale = 1 / Math.sqrt(squares / size + eps);
-  for (let i = 0; i < size; i++) out[to + i] = x[from + i] * scale * weight[i];
 }
 
 /** `silu(g) · u` of rows `[g, u]`. */

@@ -20,6 +20,8 @@ import {
   type Work,
 } from "./kernels.ts";
 
+import { normRows } from "./norm.ts";
+
 /** Runs on the caller's thread, in any JavaScript engine. */
 export class PlainKernels implements CpuKernels {
   readonly info: CpuInfo;
@@ -74,6 +76,8 @@ export class PlainKernels implements CpuKernels {
       }
     }
   }
+
+  readonly norm = normRows;
 
   *attention({ q, k, v, cache, out }: Attention): Work {
     const { heads, kvHeads, headDim } = this.heads;

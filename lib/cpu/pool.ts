@@ -6,14 +6,14 @@
  * @module
  */
 import { projectUrl, workerRefusal } from "../host.ts";
-import { decodeJob, type Job, JOB_SIZE, runChunk } from "./jobs.ts";
+import {
+  type BoundMemory,
+  decodeJob,
+  type Job,
+  JOB_SIZE,
+  runChunk,
+} from "./jobs.ts";
 import type { WasmKernels } from "./wasm_kernels.ts";
-
-/** A memory that threads work on, and the kernels bound to it. */
-export interface BoundMemory {
-  memory: WebAssembly.Memory;
-  kernels: WasmKernels;
-}
 
 /** A message to a worker, with all memories so far. A later message replaces it. */
 export interface Message {

@@ -24,18 +24,12 @@ export class RopeTable {
     return this.#table.byteLength;
   }
 
-  /** Rotates `x[at .. at + headDim]` in place: element i pairs with i + headDim / 2. */
-  rotate(x: Float32Array, at: number, position: number): void {
-    const half = this.#frequencies.inverse.length;
-    const begin = position * 2 * half;
+  /** The cosines of a position, then its sines; valid until others are asked for. */
+  angles(position: number): Float32Array {
+    const size = 2 * this.#frequencies.inverse.length;
+    const begin = position * size;
     if (begin >= this.#table.length) this.#grow(position + 1);
-    const table = this.#table;
-    for (let i = 0; i < half; i++) {
-      const cos = table[begin + i], sin = table[begin + half + i];
-      const a = x[at + i], b = x[at + half + i];
-      x[at + i] = a * cos - b * sin;
-      x[at + half + i] = b * cos + a * sin;
-    }
+    return this.#table.subarray(begin, begin + size);
   }
 
   #grow(positions: number): void {

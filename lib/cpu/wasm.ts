@@ -14,6 +14,7 @@ import {
   type CpuKernels,
   type Finish,
   type Heads,
+  type NormedRows,
   type Output,
   SLICE,
   type Work,
@@ -31,6 +32,8 @@ import {
   workBytes,
   writeMasks,
 } from "./jobs.ts";
+import { normRows } from "./norm.ts";
+import { NORM_STEP } from "./wasm_norm.ts";
 import { CpuMemory } from "./memory.ts";
 import { CpuPool, MAX_CHUNKS } from "./pool.ts";
 import type { KvCache } from "../model/kv_cache.ts";
@@ -46,9 +49,11 @@ import { SIMD_FORMATS, unsignedBytes, wasmKernels } from "./wasm_kernels.ts";
 const ALONE = 1 << 18;
 /**
  * The smallest worthwhile chunk: bytes of weights times rows of x. Not measured: by
- * estimate, reading 128 KiB takes about 10 µs, much longer than taking a chunk.
+ * estimate, reading 32 KiB takes 3 µs, longer than taking a chunk.
  */
-const CHUNK_BYTES = 1 << 17;
+const CHUNK_BYTES = 1 << 15;
+/** Chunks of a thread: several, because threads begin at different times. */
+const CHUNKS_EACH = 8;
 /**
  * The most rows of x in a job, so that its work space stays in the cache. Not measured:
  * one and a half ROW_BLOCK of jobs.ts.
@@ -64,6 +69,9 @@ const UNPACKED_ROWS = 256;
  * keys and values that are read once, and a prompt still makes chunks for all threads.
  */
 const BLOCK_HEADS = 32;
+
+/** Elements that are normed at once. Not measured: they fit an L2 cache. */
+const NORM_ELEMENTS = 1 << 15;
 
 /** Below the largest element of any group, in mean sizes. */
 const NEVER = -1;
@@ -212,13 +220,13 @@ export class WasmCpuKernels implements CpuKernels {
       );
     }
     const { memory, addresses } = this.#find(w.planes);
-    const { memory: { buffer }, kernels } = this.#pool.memories[memory];
+    const bound = this.#pool.memories[memory], { kernels } = bound;
     const most = Math.min(fits, MATMUL_ROWS);
 
     for (let done = 0; done < rows; done += most) {
       const count = Math.min(most, rows - done);
       const xAt = this.#space, yAt = xAt + count * xBytes;
-      packRows(x.subarray(done * k), count, k, order, buffer, xAt, xBytes);
+      packRows(x.subarray(done * k), count, k, order, bound, xAt, xBytes);
       if (blocks && isDirect(SIMD_FORMATS[format], count)) {
         const round = kernels[roundRowName(blocks)];
         for (let r = 0; r < count; r++) {
@@ -309,15 +317,16 @@ export class WasmCpuKernels implements CpuKernels {
     return threads * Math.max(CHUNK_ROWS, rows);
   }
 
-  /** Rows of weights in a chunk, if each takes `bytes` (of weights, times rows of x). */
+  /**
+   * Rows of weights in a chunk, if each takes `bytes` (of weights, times rows of x). Every
+   * thread gets as many chunks.
+   */
   #chunkRows(n: number, bytes: number): number {
-    const { threads } = this.#pool;
-    const rows = Math.max(
-      n / (8 * threads),
-      n / MAX_CHUNKS,
-      CHUNK_BYTES / bytes,
-    );
-    return CHUNK_ROWS * Math.ceil(rows / CHUNK_ROWS);
+    const { threads } = this.#pool, share = n / threads;
+    const each = Math.floor(share * bytes / CHUNK_BYTES);
+    const rows = share / Math.max(1, Math.min(each, CHUNKS_EACH));
+    const least = Math.max(n / MAX_CHUNKS, CHUNK_BYTES / bytes);
+    return CHUNK_ROWS * Math.ceil(Math.max(rows, least) / CHUNK_ROWS);
   }
 
   /** Copies or adds rows of results from work space to `out`. */
@@ -372,6 +381,37 @@ export class WasmCpuKernels implements CpuKernels {
       }
     } finally {
       this.release(space);
+    }
+  }
+
+  norm(rows: NormedRows): void {
+    const { x, from, count, weight, eps, out, to, angles } = rows;
+    const size = weight.length, [bound] = this.#pool.memories;
+    // Other widths are those of no published model; without weights, there is no memory.
+    if (size % NORM_STEP || !bound) return normRows(rows);
+    const weightAt = this.#space / 4, anglesAt = weightAt + size;
+    const begin = anglesAt + (angles?.length ?? 0);
+    const work = new Float32Array(
+      bound.memory.buffer,
+      0,
+      begin + Math.max(NORM_ELEMENTS, size),
+    );
+    work.set(weight, weightAt);
+    if (angles) work.set(angles, anglesAt);
+    const most = Math.max(1, Math.floor(NORM_ELEMENTS / size));
+    for (let done = 0; done < count; done += most) {
+      const some = Math.min(most, count - done), at = done * size;
+      const first = from + at, end = begin + some * size;
+      work.set(x.subarray(first, first + some * size), begin);
+      bound.kernels.normRows(
+        4 * begin,
+        some,
+        size,
+        4 * weightAt,
+        eps,
+        angles ? 4 * anglesAt : 0,
+      );
+      out.set(work.subarray(begin, end), to + at);
     }
   }
 

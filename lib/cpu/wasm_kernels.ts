@@ -43,6 +43,7 @@ import {
   roundingOf,
   unpackBlocks,
 } from "./wasm_blocks.ts";
+import { normRows } from "./wasm_norm.ts";
 import { isSuper, roundRow } from "./wasm_round.ts";
 import { dotSuperBlocks, roundSuperRow } from "./wasm_super_blocks.ts";
 
@@ -177,6 +178,20 @@ export type WasmKernels =
       headBytes: number,
       out: number,
     ): void;
+    /**
+     * RMSNorm of `count` rows of `size` elements (a multiple of NORM_STEP) in place, and
+     * their rotation unless `angles` is 0: `size / 2` cosines, then sines.
+     */
+    normRows(
+      x: number,
+      count: number,
+      size: number,
+      weight: number,
+      eps: number,
+      angles: number,
+    ): void;
+    /** Moves the even elements of each of `eights` times eight before the odd ones. */
+    evenFirst(x: number, eights: number): void;
     /** `g = silu(g) · u` in place, `count` elements (a multiple of 4). */
     swiglu(g: number, u: number, count: number): void;
   };
@@ -238,6 +253,8 @@ export function wasmKernels(
     weightedSum(mulAdd),
     unpackHeads(),
     swiglu(mulAdd),
+    normRows(),
+    evenFirst(),
   ]);
 }
 
@@ -395,6 +412,22 @@ function unpack(format: FloatFormat) {
       increase(w, rowBytes.get),
       increase(out, outBytes.get),
       increase(j, 1),
+    ]),
+  ]);
+}
+
+function evenFirst() {
+  const f = new FunctionBuilder("evenFirst", { x: "i32", eights: "i32" });
+  const { x, eights } = f.parameters;
+  const halves = times(2, () => f.local("v128"));
+  const [a, b] = halves.map(({ get }) => get);
+  return f.finish([
+    loop(i32.lessUnsigned(i32.const(0), eights.get), [
+      ...halves.map((half, h) => half.set(v128.load(16 * h)(x.get))),
+      v128.store()(x.get, f32x4.shuffle(0, 2, 4, 6)(a, b)),
+      v128.store(16)(x.get, f32x4.shuffle(1, 3, 5, 7)(a, b)),
+      increase(x, 32),
+      increase(eights, -1),
     ]),
   ]);
 }

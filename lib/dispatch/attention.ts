@@ -56,14 +56,20 @@ export const CONTEXTS: Readonly<Record<ContextClass, number>> = {
   long: 3072,
 };
 
-/** Sequences that keep a large GPU busy: measured with 16 ("16 rows: down to 1.69 ms"). */
+/**
+ * Sequences that keep a large GPU busy: measured with 16 ("16 rows: down to 1.69 ms"). They
+ * are laid out as for long contexts ("Decode attention: vectors normed once").
+ */
 const MANY_SEQUENCES = 8;
-
-/** Maximum threads per workgroup for many sequences ("16 rows: down to 1.69 ms"). */
-const THREADS_FOR_MANY = 256;
 
 /** Keys per split, below and from `at` cached tokens ("Attention with one barrier"). */
 const SPLIT_KEYS = { below: 64, from: 128, at: 1536 };
+
+/**
+ * Maximum workgroups of a single sequence: about two for each multiprocessor of an H200. More
+ * splits than that were slower ("Decode attention: vectors normed once").
+ */
+const MOST_WORKGROUPS = 256;
 
 /**
  * Maximum elements of a workgroup's query heads per lane. A lane holds that many of q
@@ -112,6 +118,8 @@ interface DecodeShape {
   headDim: number;
   /** Query heads that share a kv head. */
   group: number;
+  /** 8 by default, as in most Qwen3. */
+  kvHeads?: number;
   rows?: number;
   /** How keys and values are stored; as floats by default. */
   cache?: CacheDtype;
@@ -131,7 +139,8 @@ export function chooseDecodeAttention(
   shape: DecodeShape,
   device: Capabilities,
 ): DecodeAttentionChoice[] {
-  const { headDim, group, rows = 1, cache, bytesAfter = 0 } = shape;
+  const { headDim, group, kvHeads = 8, rows = 1 } = shape;
+  const { cache, bytesAfter = 0 } = shape;
   const defaults = defaultsFor(device);
   const { adapterClass = "other", vulkan = false } = device;
   const merges = vulkan && DEVICE_BARRIERS.includes(adapterClass);
@@ -171,7 +180,7 @@ export function chooseDecodeAttention(
           ? 0
           : context === "short"
           ? 1
-          : splitsOfKeys(length, rows),
+          : splitsOfKeys(length, rows, kvHeads * shares),
       reason: `one token per sequence, ${
         to === Infinity ? `${from} keys or more` : `under ${to} keys`
       }: norm, RoPE, append and attention in one dispatch${
@@ -222,6 +231,20 @@ function beginsAt(context: ContextClass | undefined, rows: number): number {
 }
 
 /**
+ * Bytes of workgroup memory that decode attention takes for `heads` query heads: for them,
+ * the new key and value, and for the results of each lane group.
+ */
+export function decodeBytes(
+  headDim: number,
+  heads: number,
+): { once: number; laneGroup: number } {
+  return {
+    once: 4 * (heads + 2) * headDim + 8 * heads,
+    laneGroup: 4 * heads * (headDim + 2),
+  };
+}
+
+/**
  * Sizes a workgroup's threads, lanes and heads to fit registers and workgroup memory. Keys
  * in q8_0 are half as many bytes as in f16, so a lane loads twice as many at a time where
  * splits are long; that was not measured.
@@ -232,8 +255,10 @@ function layoutConstants(
   device: Capabilities,
 ): Constants {
   const { limits } = device, lanes = laneConstants(device);
-  const { WORKGROUP: threads, SHARES: least, STEPS = 1 } =
-    defaultsFor(device).attendDecode[context];
+  const { WORKGROUP: threads, SHARES: least, STEPS = 1 } = defaultsFor(device)
+    .attendDecode[
+      rows >= MANY_SEQUENCES && context === "short" ? "long" : context
+    ];
   // 16 elements per lane: two 16-byte loads of an f16 key.
   const wanted = Math.ceil(Math.log2(headDim / 16));
   const LOG_KEY_LANES = lanes.SUBGROUPS
@@ -243,33 +268,34 @@ function layoutConstants(
   let SHARES = Math.min(group, Math.max(least, Math.ceil(group / most)));
   while (group % SHARES) SHARES++;
   const laneCount = 2 ** (lanes.SUBGROUPS ? lanes.LOG_LANES : LOG_KEY_LANES);
-  const bytes = 4 * (group / SHARES) * (headDim + 2) + 4 * laneCount;
-  const room = limits.maxComputeWorkgroupStorageSize / bytes;
+  const { once, laneGroup } = decodeBytes(headDim, group / SHARES);
+  const room = (limits.maxComputeWorkgroupStorageSize - once) /
+    (laneGroup + 4 * laneCount);
   const laneGroups = 2 **
     Math.floor(Math.log2(Math.min(MOST_LANE_GROUPS, room)));
   return {
     HEAD_DIM: headDim,
     VEC: headVector(headDim),
     SHARES,
-    WORKGROUP: Math.min(
-      rows >= MANY_SEQUENCES ? Math.min(threads, THREADS_FOR_MANY) : threads,
-      mostThreads(device),
-      laneGroups * laneCount,
-    ),
+    WORKGROUP: Math.min(threads, mostThreads(device), laneGroups * laneCount),
     LOG_KEY_LANES,
     STEPS: cache === "q8_0" && context === "long" ? 2 * STEPS : STEPS,
     ...lanes,
   };
 }
 
-/** Keeps splits short as long as a large GPU can run all of them at once. */
-function splitsOfKeys(length: number, rows: number): number {
+/** Keeps splits short as long as a large GPU can run all `workgroups` of each at once. */
+function splitsOfKeys(
+  length: number,
+  rows: number,
+  workgroups: number,
+): number {
   const { below, from, at } = SPLIT_KEYS;
   const keys = length < at ? below : from;
-  return Math.min(
-    Math.ceil(MOST_SPLITS / rows),
-    Math.ceil((length + 1) / keys),
-  );
+  const most = rows > 1
+    ? Math.ceil(MOST_SPLITS / rows)
+    : Math.min(MOST_SPLITS, Math.ceil(MOST_WORKGROUPS / workgroups));
+  return Math.min(most, Math.ceil(length / keys));
 }
 
 /** The maximum number of splits of a row, at any length up to the context. */

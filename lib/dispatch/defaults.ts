@@ -207,10 +207,10 @@ const NVIDIA: Defaults = {
     other: { BM: 64, BN: 64, BK: 16, TM: 4, TN: 8 },
   },
   attendDecode: {
-    // "Decode attention: one query head a workgroup".
+    // "Decode attention: one query head a workgroup", "… vectors normed once".
     short: { WORKGROUP: 512, SHARES: 4, STEPS: 2 },
     middle: { WORKGROUP: 128, SHARES: 2, STEPS: 4 },
-    long: { WORKGROUP: 128, SHARES: 1, STEPS: 2 },
+    long: { WORKGROUP: 256, SHARES: 1, STEPS: 2 },
   },
 };
 

@@ -7,6 +7,7 @@
  * @module
  */
 import {
+  type AdapterClass,
   type Capabilities,
   laneConstants,
   mostThreads,
@@ -515,6 +516,9 @@ function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
   const layout = (exchanging ? walkConstants(shape, device) : undefined) ??
     gemvConstants(shape, Math.ceil(units / laneCount), exchanging, defaults);
   const { copied = 0 } = defaults.gemv;
+  const { adapterClass = "other", compiler } = device;
+  const fence = whole && layout.WALKERS === 1 && compiler === "tint" &&
+    LOADS_LATE.includes(adapterClass);
   // A texture holds the one plane of a format whose loads take 16 bytes.
   const [{ rowBytes }, ...others] = format.planes(k);
   const copies = shape.fixed && layout.SPREAD === "rows" && !others.length &&
@@ -524,6 +528,7 @@ function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
     constants: {
       ...layout,
       ...(copies ? { W_IN: "texture" } : {}),
+      ...(fence ? { FENCE: 1 } : {}),
       EPILOGUE: epilogueOf(shape),
       NORM: fusedNorm ? 1 : 0,
       ...lanes,
@@ -539,9 +544,17 @@ function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
       Number(layout.WALKERS) > 1
         ? ", by workgroups that walk over its rows"
         : ""
-    }; ${origin(tuned, defaults)}`,
+    }${fence ? "; a barrier keeps the driver from loading late" : ""}; ${
+      origin(tuned, defaults)
+    }`,
   };
 }
+
+/**
+ * Adapters whose driver moves loads to where they are used, unless a barrier keeps them ahead.
+ * naga's loops do as well ("gemv through Dawn: a barrier after the loads").
+ */
+const LOADS_LATE: readonly AdapterClass[] = ["NVIDIA", "NVIDIA, large cache"];
 
 /** Minimum bytes of a matrix over whose rows workgroups walk ("Workgroups that walk"). */
 const WALKED_BYTES = 1 << 24;

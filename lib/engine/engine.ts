@@ -400,6 +400,8 @@ export class Engine implements Disposable {
     for (const { entry } of this.#gone) if (entry) this.#leave(entry);
     this.#gone.clear();
     const { rows } = this.#parts, began = performance.now();
+    const { preparedMs: before } = rows;
+    const took = () => performance.now() - began - (rows.preparedMs - before);
     const steps = this.#stepsNext();
     await this.#makeRoom(steps);
     this.#hasNews = false;
@@ -415,8 +417,7 @@ export class Engine implements Disposable {
     if (step.steps === 0) {
       this.#give();
       await turn();
-      const ms = performance.now() - began;
-      if (step.readings.length > 0) this.#adaptReading(ms);
+      if (step.readings.length > 0) this.#adaptReading(took());
       return;
     }
     const texts = step.rows.map((entry) => entry && this.#requests.get(entry));
@@ -427,7 +428,7 @@ export class Engine implements Disposable {
       this.#scheduler.restart();
       return await rows.widen();
     }
-    const ms = performance.now() - began;
+    const ms = took();
     if (step.readings.length > 0) this.#adaptReading(ms);
     else if (taken === this.#steps.get(texts.length)) {
       this.#steps.set(texts.length, rows.nextSteps(taken, ms));

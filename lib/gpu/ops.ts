@@ -494,7 +494,13 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const width = heads * headDim, all = rows * (1 + splits);
     const [oProj, ...others] = next;
     const choices = chooseDecodeAttention({
-      ...{ headDim, group, rows, cache: cache.dtype },
+      ...{
+        headDim,
+        group,
+        kvHeads: numKeyValueHeads,
+        rows,
+        cache: cache.dtype,
+      },
       next: oProj && { ...nextShape(oProj), k: width },
       bytesAfter: bytesOf(others),
     }, this.gpu);

@@ -160,6 +160,7 @@ export class GpuRows implements Rows {
   #started?: Started;
   /** When a timer last fired. */
   #turned = 0;
+  preparedMs = 0;
   /** Called when the cache was replaced by one of f32. */
   onWidened?: () => void;
   /** Compiles in several threads where that pays off; elsewhere asks for no shaders. */
@@ -577,8 +578,10 @@ export class GpuRows implements Rows {
 
   async #sealed(plan: Plan): Promise<void> {
     if (plan.shaders.length === 0) return;
+    const began = performance.now();
     await this.compile(plan.shaders);
     plan.seal();
+    this.preparedMs += performance.now() - began;
   }
 
   /** The pass of a shape, recorded on first use; the event loop turns meanwhile. */
@@ -590,12 +593,14 @@ export class GpuRows implements Rows {
     const key = keyOf({ first, sequences, tokens });
     const known = this.#passes.get(key);
     if (known) return known;
+    const began = performance.now();
     using recording = this.#record({ first, sequences, tokens });
     const rests = new Rests();
     let verb = recording.next();
     for (; !verb.done; verb = recording.next()) await rests.rest();
     await this.compile(verb.value.plan.shaders);
     this.#passes.set(key, verb.value);
+    this.preparedMs += performance.now() - began;
     return verb.value;
   }
 
@@ -605,6 +610,7 @@ export class GpuRows implements Rows {
    */
   async #prepare(): Promise<void> {
     this.#prepared = true;
+    const began = performance.now();
     await this.compileAhead?.(() => {
       const shaders: Shader[] = [];
       for (let sequences = 2; sequences <= this.#slots; sequences *= 2) {
@@ -613,6 +619,7 @@ export class GpuRows implements Rows {
       }
       return shaders;
     });
+    this.preparedMs += performance.now() - began;
   }
 
   /** As {@linkcode #recorded}, without turns of the event loop. */

@@ -78,6 +78,8 @@ export interface Rows extends Paging, Disposable {
   readonly mostPages: number;
   /** The steps to begin with, of which tokens are taken together. */
   readonly firstSteps: number;
+  /** Milliseconds spent so far on what is done once, such as compiling. */
+  readonly preparedMs: number;
   /** The steps to go on with after `steps` took `ms` milliseconds. */
   nextSteps(steps: number, ms: number): number;
   /**

@@ -324,10 +324,8 @@ export function sample(
   step: number,
   masked = false,
 ): number {
-  const fault = faultOf(logits, masked);
-  if (fault !== undefined) return fault;
-  const best = argmax(logits);
-  if (temperature === 0) return best;
+  const best = mostLikely(logits, masked);
+  if (temperature === 0 || faultText(best) !== undefined) return best;
   const scaled = (id: number) => (logits[id] - logits[best]) / temperature;
 
   let kept = topK > 0 && topK < logits.length
@@ -432,30 +430,20 @@ export function logprobsOf(
   };
 }
 
-/** Why logits cannot be sampled from, if so. */
-function faultOf(logits: Float32Array, masked: boolean): number | undefined {
-  let most = -Infinity;
+/** The token with the largest logit, or a `FAULT` if logits cannot be sampled from. */
+function mostLikely(logits: Float32Array, masked: boolean): number {
+  let best = -1, most = -Infinity;
   for (let id = 0; id < logits.length; id++) {
     const logit = logits[id];
     if (logit !== logit) return FAULT.nan;
-    if (logit > most) most = logit;
-  }
-  if (most === Infinity) return FAULT.infinity;
-  if (most > -Infinity) return undefined;
-  return masked ? FAULT.masked : FAULT.none;
-}
-
-function argmax(scores: Float32Array): number {
-  let best = -1;
-  let max = -Infinity;
-  for (let id = 0; id < scores.length; id++) {
-    const score = scores[id];
-    if (score > max) {
-      max = score;
+    if (logit > most) {
+      most = logit;
       best = id;
     }
   }
-  return best;
+  if (most === Infinity) return FAULT.infinity;
+  if (best >= 0) return best;
+  return masked ? FAULT.masked : FAULT.none;
 }
 
 /** Ids of scores that are at least `threshold`, ascending. */

@@ -8,6 +8,7 @@ import type { DeviceKind } from "../dispatch/device.ts";
 import { errorText, NoAdapterError, wrongOption } from "../errors.ts";
 import { host } from "../host.ts";
 import { defineConstants } from "./constants.ts";
+import { paceTicks } from "./ticks.ts";
 
 /** Which GPU to open, through which WebGPU implementation. */
 export interface DeviceOptions {
@@ -158,9 +159,11 @@ async function loadDawn(): Promise<GPU> {
   const named = (wanted: string) =>
     TOGGLES.filter(([, value]) => value === wanted).map(([name]) => name);
   try {
-    const { create }: { create(settings: string[]): GPU } = await import(
-      specifier
-    );
+    const { create, globals }: {
+      create(settings: string[]): GPU;
+      globals: Record<string, { prototype: object }>;
+    } = await import(specifier);
+    if (!dawn && host.runtime.name === "Deno") paceTicks(globals);
     return dawn ??= create([
       `enable-dawn-features=${named("enabled")}`,
       `disable-dawn-features=${named("disabled")}`,

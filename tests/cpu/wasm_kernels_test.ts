@@ -100,6 +100,41 @@ test("swiglu is close over the whole range of f32", ({ memory, kernels }) => {
   assertAllClose(g, expected, { absolute: 1e-30, relative: 5e-7 });
 });
 
+for (const size of [8, 24, 128, 1024]) {
+  for (const rotated of [false, true]) {
+    test(`normRows of ${size}, ${rotated ? "" : "not "}rotated`, ({ memory, kernels }) => {
+      const half = size / 2, count = 3, at = 32768;
+      const weight = place(memory, 0, size), angles = place(memory, 8192, size);
+      const x = place(memory, at, count * size);
+      const rows = new Float32Array(memory.buffer, at, count * size + 4);
+      rows.fill(0, size, 2 * size); // only eps keeps its root above 0
+      for (let i = 0; i < size; i++) rows[i] *= 1e25; // squares exceed f32
+      x.set(rows.subarray(0, count * size));
+      const eps = Math.fround(1e-6), expected = new Float64Array(x.length);
+      for (let r = 0; r < count; r++) {
+        const row = x.subarray(r * size, (r + 1) * size);
+        const mean = row.reduce((sum, value) => sum + value ** 2, 0) / size;
+        const normed = Array.from(
+          row,
+          (value, i) => value / Math.sqrt(mean + eps) * weight[i],
+        );
+        const angle = (i: number) => rotated ? angles[i] : i < half ? 1 : 0;
+        for (let i = 0; i < half; i++) {
+          const [a, b] = [normed[i], normed[half + i]];
+          const [cos, sin] = [angle(i), angle(half + i)];
+          expected[r * size + i] = a * cos - b * sin;
+          expected[r * size + half + i] = b * cos + a * sin;
+        }
+      }
+      kernels.normRows(at, count, size, 0, eps, rotated ? 8192 : 0);
+      assertAllClose(rows.subarray(0, count * size), expected, {
+        absolute: 1e-6,
+      });
+      assertEquals(rows[count * size], NaN);
+    });
+  }
+}
+
 for (const [count, total] of [[1, 4], [3, 4], [4, 8], [29, 36]]) {
   for (const offset of [0, 1e4, -1e4]) {
     test(`softmax of ${count} around ${offset}, zeros up to ${total}`, ({ memory, kernels }) => {

@@ -922,6 +922,33 @@ Deno.test("tuned constants of experts are those of one row, or of a tile", () =>
   many({ n: 2048 }, {});
 });
 
+Deno.test("loads are fenced where Tint compiles for NVIDIA, unless workgroups walk", () => {
+  const [device] = DEVICES.filter((one) => one.subgroupSize === 32);
+  const cores = {
+    ...device,
+    adapterClass: "NVIDIA",
+    compiler: "tint",
+  } as const;
+  const down = {
+    ...{ m: 1, n: 1024, k: 3072, format: bf16, norm: false, swiglu: false },
+  };
+  const { constants, reason } = chooseLinear(down, cores);
+  assertEquals(constants.FENCE, 1);
+  assert(reason.includes("; a barrier keeps the driver from loading late;"));
+  const others: [Partial<LinearShape>, Partial<Capabilities>][] = [
+    [{ n: 4096, k: 12288 }, {}], // walks
+    [{ k: 3070 }, {}], // element by element
+    [{}, { compiler: "naga" }],
+    [{}, { adapterClass: "AMD" }],
+    [{}, { adapterClass: undefined }],
+  ];
+  for (const [shape, more] of others) {
+    const choice = chooseLinear({ ...down, ...shape }, { ...cores, ...more });
+    assertEquals([choice.kernel, choice.constants.FENCE], ["gemv", undefined]);
+    assert(!choice.reason.includes("barrier"), choice.reason);
+  }
+});
+
 Deno.test("chooseMatmul picks a kernel by shape, or says why none does", () => {
   const [device] = DEVICES;
   const chosen = (a: number[], b: number[], transposeB = false) => {

@@ -50,6 +50,7 @@ function turningMask(): TokenMask {
 /** Rows whose pages hold tokens in place of keys and values. */
 class TextRows implements Rows {
   readonly page = 4;
+  preparedMs = 0;
   readonly mostPages: number;
   /** Tokens that were read together. */
   readonly readings: number[] = [];

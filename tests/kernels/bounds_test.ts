@@ -9,14 +9,14 @@ import { reference, runCase } from "../../lib/check/kernel_case.ts";
 import type { Capabilities } from "../../lib/dispatch/capabilities.ts";
 import { HALF_MATRICES } from "../../lib/dispatch/matrices.ts";
 import { checkingBounds } from "../support/bounds.ts";
-import { gpuTest } from "../support/gpu.ts";
+import { ALL_CASES, gpuTest } from "../support/gpu.ts";
 import { withMatrices } from "../support/subgroup_matrices.ts";
 
 /**
  * Cases of a kernel that run, from a random one on: a software adapter compiles each for
  * seconds. QWEN3_ALL_CASES=1 runs all.
  */
-const MOST_CASES = Deno.env.get("QWEN3_ALL_CASES") === "1" ? Infinity : 1;
+const MOST_CASES = ALL_CASES ? Infinity : 1;
 
 /** Reads and writes beside its arrays if told so. */
 const straying = defineKernel({

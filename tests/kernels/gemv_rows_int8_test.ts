@@ -115,7 +115,7 @@ async function check(trial: Trial, given: Case): Promise<void> {
 gpuTest(
   "gemvRowsInt8 multiplies by blocks of every format of integers",
   async (_, trial) => {
-    for (const w of INTEGERS) {
+    for (const w of trial.some(INTEGERS, 4)) {
       const whole = formatNamed(w).elements === 256;
       for (
         const k of [trial.random.pick(whole ? [256, 768] : [32, 96, 1056])]
@@ -132,7 +132,7 @@ gpuTest(
 gpuTest(
   "gemvRowsInt8 keeps the values beside an outlier",
   async (_, trial) => {
-    for (const w of INTEGERS) {
+    for (const w of trial.some(INTEGERS, 3)) {
       for (const outliers of [[1e3], [-300, 500, 2e3], [1e3, 1e3, 1e3]]) {
         await check(trial, { m: 3, n: 37, k: 1024, w, outliers });
       }
@@ -149,7 +149,7 @@ const PAIRS = [
 gpuTest(
   "gemvRowsInt8 takes the next part of a matrix along, in another format",
   async (gpu, trial) => {
-    for (const [w, v] of PAIRS) {
+    for (const [w, v] of trial.some(PAIRS, 2)) {
       const [n, more] = trial.random.pick([[37, 11], [32, 64], [1, 5]]);
       const m = trial.random.pick([2, 3, 5]), second = { n: more, w: v };
       const rows = { m, n, k: 768, w, second };
@@ -183,7 +183,6 @@ Deno.test("gemvRowsInt8 refuses a second part that lanes take otherwise", () => 
 
 gpuTest("gemvRowsInt8 takes two to 32 rows of x", async (_, trial) => {
   const w = trial.random.pick(["q4_k", "q6_k", "q8_0"]);
-  // Each takes seconds to compile for a software renderer.
   const cases = [[2, "add"], [4, "swiglu"], [7, "store"], [8, "add"], [
     16,
     "swiglu",
@@ -191,7 +190,7 @@ gpuTest("gemvRowsInt8 takes two to 32 rows of x", async (_, trial) => {
     17,
     "add",
   ], [32, "store"]] as const;
-  for (const [m, epilogue] of cases) {
+  for (const [m, epilogue] of trial.some(cases, 4)) {
     await check(trial, { m, n: 38, k: 256, w, epilogue });
   }
 });
@@ -258,7 +257,7 @@ gpuTest(
         ...{ SLICES: 2, WORKGROUP: 64 },
       },
     ];
-    for (const constants of choices) {
+    for (const constants of trial.some(choices, 5)) {
       const w = trial.random.pick(INTEGERS);
       const pairs = Number(constants.ROWS ?? 4) % 2 === 0;
       const epilogue = trial.random.pick(

@@ -17,7 +17,8 @@ const check = (trial: Trial, given: RowsCase) =>
 gpuTest(
   "gemvRows multiplies rows of any length, by weights of any type",
   async (_, trial) => {
-    for (const k of [1, 3, 4, 7, 8, 12, 80, 100, 1000, 1024]) {
+    const lengths = [1, 3, 4, 7, 8, 12, 80, 100, 1000, 1024];
+    for (const k of trial.some(lengths, 5)) {
       for (const w of WEIGHTS) await check(trial, { m: 5, n: 37, k, w });
     }
   },
@@ -26,7 +27,7 @@ gpuTest(
 gpuTest(
   "gemvRows multiplies by blocks of every format",
   async (gpu, trial) => {
-    for (const w of BLOCKS) {
+    for (const w of trial.some(BLOCKS, 5)) {
       const m = trial.random.pick([2, 3, 5]);
       const constants = { ...lanes(gpu, true), ROWS: 2, STEPS: 2 };
       await check(trial, { m, n: 37, k: 768, w, constants });
@@ -37,7 +38,8 @@ gpuTest(
 );
 
 gpuTest("gemvRows takes one to 32 rows of x", async (_, trial) => {
-  for (let m = 1; m <= 32; m++) {
+  const all = Array.from({ length: 32 }, (_, i) => i + 1);
+  for (const m of trial.some(all, 8)) {
     const constants = { ROWS: m > 16 ? 2 : 4 };
     await check(trial, { m, n: 37, k: 80, constants });
     if (m % 3) continue;
@@ -51,7 +53,8 @@ gpuTest(
   "gemvRows takes rows of x a few at a time, whether they divide them or not",
   async (_, trial) => {
     const w = () => trial.random.pick(WEIGHTS);
-    for (const [m, M] of [[32, 16], [64, 16], [64, 8], [17, 16], [63, 16]]) {
+    const turns = [[32, 16], [64, 16], [64, 8], [17, 16], [63, 16]];
+    for (const [m, M] of trial.some(turns, 2)) {
       const rows = { m, n: 38, w: w(), constants: { M } };
       await check(trial, { ...rows, k: 80 });
       await check(trial, { ...rows, k: 20, norm: w() });
@@ -132,7 +135,7 @@ const PAIRS = [
 gpuTest(
   "gemvRows takes the next part of a matrix along, in any format",
   async (gpu, trial) => {
-    for (const [w, v] of PAIRS) {
+    for (const [w, v] of trial.some(PAIRS, 2)) {
       const [n, more] = trial.random.pick([[37, 11], [32, 64], [1, 5]]);
       const rows = { m: trial.random.pick([2, 3, 5]), n, w, k: 768 };
       const constants = { ...lanes(gpu, true), ROWS: 2, STEPS: 2 };

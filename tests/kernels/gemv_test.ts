@@ -51,6 +51,19 @@ gpuTest(
   },
 );
 
+gpuTest("gemv may keep its loads ahead of their use", async (gpu, trial) => {
+  for (const STEPS of [1, 16]) { // in several chunks, and in one
+    const constants = { ...lanes(gpu, true), STEPS, FENCE: 1 };
+    for (const w of WEIGHTS) {
+      await check(trial, { n: 37, k: 1000, w, constants });
+      await check(trial, { n: 37, k: 7, w, constants });
+    }
+    const given = { n: 74, k: 80, w: "bf16", constants };
+    await check(trial, { ...given, epilogue: "add" });
+    await check(trial, { ...given, norm: "f32", epilogue: "swiglu" });
+  }
+});
+
 gpuTest("gemv norms rows, adds to y and applies SwiGLU", async (_, trial) => {
   for (const w of WEIGHTS) {
     for (const kind of ["store", "add", "swiglu"] as const) {

@@ -72,6 +72,9 @@ async function run(fn: GpuTest) {
 }
 
 /** The device, random numbers and tensors of one test; the tensors are freed at its end. */
+/** Whether tests of kernels try everything on a software adapter too. */
+export const ALL_CASES = Deno.env.get("QWEN3_ALL_CASES") === "1";
+
 export class Trial implements Disposable {
   #tensors: Tensor[] = [];
 
@@ -97,6 +100,17 @@ export class Trial implements Disposable {
   /** A tensor filled with one value; NaN, the default, spreads to whatever reads it. */
   filled(shape: readonly number[], value = NaN, dtype: Dtype = "f32"): Tensor {
     return this.upload(new Random().filled(dtype, shape, value)); // draws nothing
+  }
+
+  /**
+   * On a software adapter, which compiles each kernel for seconds, `most` random elements of
+   * `all`, in order. QWEN3_ALL_CASES=1 takes all of them.
+   */
+  some<T>(all: readonly T[], most: number): readonly T[] {
+    if (!this.gpu.software || ALL_CASES || most >= all.length) return all;
+    const left = new Set(all.keys());
+    while (left.size > most) left.delete(this.random.pick([...left]));
+    return Array.from(left, (i) => all[i]);
   }
 
   u32(...values: number[]): Tensor {

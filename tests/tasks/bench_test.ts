@@ -7,6 +7,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import type { AgainstReport } from "../../bench/against.ts";
+import { batchRow } from "../../bench/batch_row.ts";
 import { reportMarkdown } from "../../bench/markdown.ts";
 import { modelOfPeers } from "../../bench/peers.ts";
 import {
@@ -18,6 +19,7 @@ import {
   rowText,
 } from "../../bench/report.ts";
 import { chooseRows, rowKinds, runsText } from "../../bench/rows.ts";
+import { BenchSetting } from "../../bench/setting.ts";
 import { type Entry, SMALL, smallTensors, writeGguf } from "../support/gguf.ts";
 import { gpuTest } from "../support/gpu.ts";
 import { RUN, runTask } from "../support/run_task.ts";
@@ -58,7 +60,7 @@ gpuTest(
       await pretendPeers(folder);
       const { code, stdout, stderr } = await task([
         ...["--model", STORIES, "--runs", "2", "--max-tokens", "8"],
-        ...["--only", "gemm-f32,decode-128,prefill-2048,batch-16"],
+        ...["--only", "gemm-f32,decode-128,prefill-2048"],
         ...["--peers", folder, "--json"],
       ], { TMPDIR: folder });
       assertEquals(code, 0, stderr);
@@ -68,7 +70,7 @@ gpuTest(
       assertEquals(report.runs, 2);
       assert(report.peaks!.readGBps > 0 && report.peaks!.f32TFLOPS > 0);
       assertEquals(report.peersFailed, []);
-      const [decode, prefill, batch, gemm] = report.rows;
+      const [decode, prefill, gemm] = report.rows;
 
       assertEquals(decode.row, "decode-128");
       const [wall] = decode.measures;
@@ -98,13 +100,6 @@ gpuTest(
       assertMatch(prefill.unmeasured!, /2049 tokens, the checkpoint has 1024/);
       assertEquals(prefill.peers, []);
 
-      assertEquals(batch.row, "batch-16");
-      const [all, factor, one] = batch.measures;
-      assert(Math.abs(factor.high * one.median / all.high - 1) < 1e-6);
-      assertEquals(batch.peers.map(({ workload }) => workload), [
-        ...["tg@128x16", "tg@128x16"],
-      ]);
-
       assertEquals(gemm.row, "gemm-f32");
       const [rate, time] = gemm.measures;
       assertEquals([rate.unit, time.unit, rate.bound], [
@@ -118,10 +113,10 @@ gpuTest(
 
       assertMatch(
         stderr.replaceAll(/\n {2}/g, " "),
-        /^Measuring decode-128, prefill-2048, batch-16, gemm-f32 with models\/stories-3m: 2 runs each, up to 8 tokens, (a few seconds|about )/,
+        /^Measuring decode-128, prefill-2048, gemm-f32 with models\/stories-3m: 2 runs each, up to 8 tokens, (a few seconds|about )/,
       );
-      assertMatch(stderr, /^decode-128 \(1 of 4\), a few seconds …$/m);
-      assertMatch(stderr, /^prefill-2048 \(2 of 4\) …$/m);
+      assertMatch(stderr, /^decode-128 \(1 of 3\), a few seconds …$/m);
+      assertMatch(stderr, /^prefill-2048 \(2 of 3\) …$/m);
       assertMatch(stderr, /^llama.cpp vulkan …$/m);
       assertFits(stderr);
     } finally {
@@ -129,6 +124,17 @@ gpuTest(
     }
   },
 );
+
+gpuTest("a batch is measured next to one sequence", async () => {
+  const options = { model: STORIES, runs: 2, maxTokens: 4 };
+  using setting = await BenchSetting.open(options);
+  const [all, factor, one, gpu] = (await batchRow(setting, 8, 2)).measures;
+  assertEquals([all.name, one.name, gpu.name], [
+    ...["generateBatch", "generate, one sequence", "GPU time"],
+  ]);
+  assert(all.low > 0 && gpu.low > 0);
+  assert(Math.abs(factor.high * one.median / all.high - 1) < 1e-6);
+});
 
 gpuTest("results are a table on stdout, what runs is on stderr", async () => {
   const { code, stdout, stderr } = await task([
@@ -207,7 +213,7 @@ gpuTest(
         ...["--model", "./stories", "--only", "load,memory,first-use,cpu"],
         ...["--runs", "1", "--max-tokens", "8", "--peers", "peers", "--json"],
       ], { TMPDIR: folder, INIT_CWD: folder });
-      assertMatch(stderr, /^memory \(2 of 4\), a few seconds …$/m);
+      assertMatch(stderr, /^memory \(2 of 3\), a few seconds …$/m);
       assertEquals(stdout.trimEnd().split("\n").length, 1);
       const { rows, peersFailed }: BenchReport = JSON.parse(stdout);
       assertEquals(rows.map(({ row }) => row), [

@@ -48,7 +48,10 @@ slowTest(
     assertEquals(await check(wgsl), undefined);
     const without = wgsl.replace("enable subgroups;\n", "");
     assertMatch((await check(without))!.message, /extension 'subgroups'/);
-    const wrong = wgsl.replace("if (last_split) {", "if (newest) {");
+    const wrong = wgsl.replace(
+      "let score = norm_sum(dots, tid);",
+      "var score = dots; if (norm_lane == 0u) { score = norm_sum(dots, tid); }",
+    );
     const { line, message } = (await check(wrong))!;
     assertMatch(message, /subgroup uniform control flow/);
     assertMatch(wrong.split("\n")[line - 1], /subgroupShuffleXor/);

@@ -14,6 +14,7 @@ import {
 import { Random } from "../../check/reference.ts";
 import { errorText } from "../../errors.ts";
 import type { Gpu } from "../../webgpu/device.ts";
+import type { LibraryKernel } from "../../../kernels/define.ts";
 import type { Reporter } from "./report.ts";
 
 /** One result of a kernel, compared with the reference. */
@@ -34,15 +35,16 @@ export interface KernelTests {
   failure?: { kernel: string; message: string };
 }
 
-/** Runs every case of every kernel, or with `few` the first of each. */
+/** Runs every case of some kernels, by default all, or with `few` the first of each. */
 export async function testKernels(
   gpu: Gpu,
   reporter: Pick<Reporter, "starting">,
   few = false,
+  kernels: readonly LibraryKernel[] = KERNELS,
 ): Promise<KernelTests> {
   const tools = { device: gpu, random: new Random(), reference };
   const tests: KernelTests = { results: [], firstUses: [], untested: 0 };
-  for (const kernel of KERNELS) {
+  for (const kernel of kernels) {
     const { name, cases } = kernel;
     reporter.starting?.(name);
     let tested = 0;

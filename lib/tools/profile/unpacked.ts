@@ -12,7 +12,8 @@ import { type Matrix, matrixOf } from "../../formats/matrix.ts";
 import type { Gpu } from "../../webgpu/device.ts";
 import { batchedGemm, gemm } from "../../matmul.ts";
 import type { CpuKvCache } from "../../cpu/kv_cache.ts";
-import { type CpuTensor, normalize } from "../../cpu/ops.ts";
+import { normalize, rotate } from "../../cpu/norm.ts";
+import type { CpuTensor } from "../../cpu/ops.ts";
 import { type Cost, type CostContext, costsOf } from "./costs.ts";
 import {
   add,
@@ -318,7 +319,7 @@ export class UnpackedModel implements Disposable {
       const width = rows.length / m;
       for (let at = 0; at < rows.length; at += headDim) {
         normalize(rows, at, weight, rmsNormEps, out, at);
-        this.#rope.rotate(out, at, length + Math.floor(at / width));
+        rotate(out, at, this.#rope.angles(length + Math.floor(at / width)));
       }
       return out;
     };

@@ -284,7 +284,10 @@ function addAttention(
 ) {
   const { headDim, numAttentionHeads, numKeyValueHeads } = config;
   const group = numAttentionHeads / numKeyValueHeads;
-  const shape = { headDim, group, cache: cacheDtype };
+  const shape = {
+    ...{ headDim, group, kvHeads: numKeyValueHeads },
+    cache: cacheDtype,
+  };
   const choices = chooseDecodeAttention(shape, gpu);
   for (const [i, what] of CONTEXT_CLASSES.entries()) {
     const from = CONTEXTS[what];

@@ -1,0 +1,54 @@
+/**
+ * RMSNorm and rotation of rows in TypeScript.
+ *
+ * @module
+ */
+import type { NormedRows } from "./kernels.ts";
+
+/** RMSNorm (https://arxiv.org/abs/1910.07467) of `weight.length` elements. */
+export function normalize(
+  x: Float32Array,
+  from: number,
+  weight: Float32Array,
+  eps: number,
+  out: Float32Array,
+  to: number,
+): void {
+  const size = weight.length;
+  let even = 0, odd = 0; // two sums, because an addition waits for the one before
+  for (let i = 0; i < size - 1; i += 2) {
+    even += x[from + i] * x[from + i];
+    odd += x[from + i + 1] * x[from + i + 1];
+  }
+  if (size % 2) even += x[from + size - 1] ** 2;
+  const scale = 1 / Math.sqrt((even + odd) / size + eps);
+  for (let i = 0; i < size; i++) out[to + i] = x[from + i] * scale * weight[i];
+}
+
+/**
+ * Rotates `x[at .. at + angles.length]` in place: element i pairs with the one half of a
+ * row later. `angles` are cosines, then sines.
+ */
+export function rotate(
+  x: Float32Array,
+  at: number,
+  angles: Float32Array,
+): void {
+  const half = angles.length / 2;
+  for (let i = 0; i < half; i++) {
+    const cos = angles[i], sin = angles[half + i];
+    const a = x[at + i], b = x[at + half + i];
+    x[at + i] = a * cos - b * sin;
+    x[at + half + i] = b * cos + a * sin;
+  }
+}
+
+/** {@linkcode CpuKernels.norm} in TypeScript. */
+export function normRows(
+  { x, from, count, weight, eps, out, to, angles }: NormedRows,
+): void {
+  for (let i = 0; i < count * weight.length; i += weight.length) {
+    normalize(x, from + i, weight, eps, out, to + i);
+    if (angles) rotate(out, to + i, angles);
+  }
+}
