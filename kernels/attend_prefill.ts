@@ -16,10 +16,10 @@ import {
   dequantized,
   NOT_PAGED,
   PREFILL_KEYS,
-  prefillBuffers,
   prefillGrid,
   prefillHead,
   QUANTS,
+  splitBuffers,
   STATE,
 } from "./heads.ts";
 
@@ -47,7 +47,7 @@ export const attendPrefill = defineKernel<PrefillCase>({
   buffers: (constants) => {
     // The view depends on the head size, not on the row: each head must be whole vec4s.
     const view = Number(constants.HEAD_DIM) % 4 === 0 ? "span" : "scalar";
-    return prefillBuffers(view, view)(constants);
+    return splitBuffers(view, view)(constants);
   },
   uniforms: { first: "u32", tokens: "u32", group: "u32", scale: "f32" },
   constants: {

@@ -10,10 +10,10 @@ import {
   cacheRow,
   NOT_PAGED,
   PREFILL_KEYS,
-  prefillBuffers,
   prefillGrid,
   prefillHead,
   QUANTS,
+  splitBuffers,
   STATE,
 } from "./heads.ts";
 
@@ -60,7 +60,7 @@ const fetchKeys = (k0: string) => /* wgsl */ `
  */
 export const attendPrefillF16 = defineKernel<PrefillCase>({
   name: "attendPrefillF16",
-  buffers: prefillBuffers("half"),
+  buffers: splitBuffers("half"),
   uniforms: { first: "u32", tokens: "u32", group: "u32", scale: "f32" },
   constants: {
     HEAD_DIM: 128,

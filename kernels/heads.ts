@@ -178,20 +178,28 @@ export const turnPair = (
 
 /**
  * Buffers of prefill attention, which reads a cache that is not q8_0 by `unit` and rows by
- * `view`. If SPLIT is set, `y` and `state` have room for the results of splits.
+ * `view`.
  */
 export const prefillBuffers =
-  (unit: string, view = "vec4") => ({ CACHE, LOG_PAGE, SPLIT }: Constants) => {
+  (unit: string, view = "vec4") => ({ CACHE, LOG_PAGE }: Constants) => {
     const cache = CACHE === "q8_0" ? "any as raw" : `headDim as ${unit}`;
     return {
       q: `m any as ${view}`,
       lengths: LOG_PAGE ? "any" : "sequences",
       k: `sequences kvHeads context ${cache}`,
       v: `sequences kvHeads context ${cache}`,
-      y: `inout ${SPLIT ? "any" : "m any"} as ${view}`,
-      ...(SPLIT ? { state: "inout any" } : {}),
+      y: `inout m any as ${view}`,
     };
   };
+
+/** {@linkcode prefillBuffers}; `y` and `state` have room for results of splits if SPLIT is set. */
+export const splitBuffers =
+  (unit: string, view = "vec4") => (constants: Constants) => ({
+    ...prefillBuffers(unit, view)(constants),
+    ...(constants.SPLIT
+      ? { y: `inout any as ${view}`, state: "inout any" }
+      : {}),
+  });
 
 /** The grid of prefill attention in blocks of ROWS rows, each with `splits` splits of its keys. */
 export const prefillGrid = (

@@ -551,7 +551,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   }
 
   #attendPrefill(step: Attend): Tensor {
-    const { qkv, qNorm, kNorm, cache, layer } = step;
+    const { qkv, cache, layer } = step;
     const { headDim, numAttentionHeads: heads } = this.config;
     const group = heads / this.config.numKeyValueHeads;
     const { first, tokens } = cache.pass;
@@ -568,56 +568,37 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       },
       uniforms: { heads, first, tokens, eps },
     });
-    const matmuls = chooseAttentionDtype({
-      cacheDtype: cache.dtype,
-      headDim,
-      largestQ: qNorm.largest,
-      largestK: kNorm.largest,
-      room: this.gpu.limits.maxComputeWorkgroupStorageSize,
-    });
-    const half = matmuls.dtype === "f16";
-    const { k, v } = cache.layers[layer];
     const rows = tokens * group;
-    const matrices = half
-      ? chooseMatrixAttention({ rows, headDim }, this.gpu)
-      : undefined;
-    const byMatrices = typeof matrices === "object";
-    const kernel = byMatrices
-      ? attendPrefillMatrix
-      : half
-      ? attendPrefillF16
-      : attendPrefill;
-    const constants = byMatrices
-      ? matrices.constants
-      : choosePrefillRows(rows, this.gpu, half);
+    const { kernel, constants, multiplies } = this.#prefillKernel(step, rows);
     const sizes = { m, tokens, group, kvHeads: heads / group };
     const grid = (splits: number) => prefillGrid(sizes, constants.ROWS, splits);
-    const { splits, most, reason } = byMatrices ? WHOLE : choosePrefillSplits({
-      workgroups: grid(1).reduce((a, b) => a * b),
-      context: cache.context,
-    }, this.gpu);
+    const { splits, most, reason } = kernel === attendPrefillMatrix
+      ? WHOLE
+      : choosePrefillSplits({
+        workgroups: grid(1).reduce((a, b) => a * b),
+        context: cache.context,
+      }, this.gpu);
     const y = this.#rows("attention", m * (most > 1 ? 1 + most : 1), width);
     const state = most > 1
-      ? this.#scratch("splits", "u32", splitsEnd(m * heads, most), 1)
+      ? this.#scratch(
+        "splits of attention",
+        "u32",
+        splitsEnd(m * heads, most),
+        1,
+      )
       : undefined;
     const label = `layers.${layer}.attention`;
+    const { k, v } = cache.layers[layer];
     this.plan.add(kernel, {
       ...{ q, lengths: cache.placesOnDevice, k, v, y },
       ...(state ? { state } : {}),
     }, {
       label,
       reason:
-        `many tokens: rows of a kv head share each tile of keys; ${matmuls.reason}${
-          byMatrices
-            ? ", tensor cores multiply f16 and sum in f32"
-            : matrices === undefined
-            ? ""
-            : `; not by tensor cores: ${matrices}`
-        }; ${reason}`,
+        `many tokens: rows of a kv head share each tile of keys; ${multiplies}; ${reason}`,
       constants: {
         HEAD_DIM: headDim,
         ...constants,
-        ...(byMatrices ? {} : exactLanes(this.gpu, 16)),
         ...(state ? { SPLIT: 1 } : {}),
         ...cacheConstant(cache.dtype),
         ...cache.constants,
@@ -635,6 +616,39 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       );
     }
     return y.rows(m);
+  }
+
+  /** The kernel of prefill attention for `rows` rows per kv head, and why it multiplies so. */
+  #prefillKernel({ qNorm, kNorm, cache }: Attend, rows: number) {
+    const { headDim } = this.config;
+    const { dtype, reason } = chooseAttentionDtype({
+      cacheDtype: cache.dtype,
+      headDim,
+      largestQ: qNorm.largest,
+      largestK: kNorm.largest,
+      room: this.gpu.limits.maxComputeWorkgroupStorageSize,
+    });
+    const half = dtype === "f16";
+    const matrices = half
+      ? chooseMatrixAttention({ rows, headDim }, this.gpu)
+      : undefined;
+    if (typeof matrices === "object") {
+      return {
+        kernel: attendPrefillMatrix,
+        constants: matrices.constants,
+        multiplies: `${reason}, tensor cores multiply f16 and sum in f32`,
+      };
+    }
+    return {
+      kernel: half ? attendPrefillF16 : attendPrefill,
+      constants: {
+        ...exactLanes(this.gpu, 16),
+        ...choosePrefillRows(rows, this.gpu, half),
+      },
+      multiplies: matrices === undefined
+        ? reason
+        : `${reason}; not by tensor cores: ${matrices}`,
+    };
   }
 
   /** Records the merge of the splits of `heads` heads, where `isSplit` says there are some. */

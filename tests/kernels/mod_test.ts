@@ -70,6 +70,7 @@ const CONTRACT_CONSTANTS: Record<string, (number | string)[]> = {
   PLACED: [0, 1],
   ROUNDED: [0, 1],
   SCALED: [0, 1],
+  SPLIT: [0, 1],
   SPLITS: [1, 2],
   SPREAD: ["k", "rows"],
   TWO: [0], // dispatch sees to it that both parts fit
