@@ -204,7 +204,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     { ...HEADS_128, lengths: [17, 70], tokens: 5, cache: "q8_0", page: 32 },
     { ...HEADS_128, lengths: [141, 60], tokens: 9, cache: "f16", splits: 3 },
     { ...ODD_HEADS, lengths: [30], tokens: 5, cache: "f32", splits: 1 },
-    { ...HEADS_128, lengths: [9, 130], tokens: 5, cache: "q8_0", splits: 2 },
+    {
+      ...{ ...HEADS_128, lengths: [9, 130], tokens: 5, cache: "q8_0" },
+      ...{ splits: 2, page: 32 },
+    },
   ],
   makeCase(given, tools) {
     const { heads, kvHeads, tokens } = given;

@@ -328,8 +328,9 @@ export function choosePrefillRows(
 }
 
 /**
- * Workgroups of prefill attention that keep a large GPU busy, and the keys from which a few
- * more tokens are split over more of them, each with so many keys at least.
+ * Workgroups of prefill attention that keep a large GPU busy, the cached tokens from which keys
+ * are split over more of them, and the fewest cached keys of a split. Not measured: workgroup
+ * memory has room for four on a multiprocessor, and a split has two tiles of keys.
  */
 export const PREFILL_SPLITS = {
   workgroups: 4 * PROCESSORS,
