@@ -328,15 +328,12 @@ export function choosePrefillRows(
 }
 
 /**
- * Workgroups of prefill attention that keep a large GPU busy, the cached tokens from which keys
- * are split over more of them, and the fewest cached keys of a split. Not measured: workgroup
- * memory has room for four on a multiprocessor, and a split has two tiles of keys.
+ * How the keys of a few tokens are split in prefill attention ("Few tokens after many keys"):
+ * over how many workgroups per multiprocessor, from how many cached tokens on, and how many
+ * tiles of 64 keys a split has at least. A multiprocessor runs two workgroups no faster than one
+ * after another, so splits end in whole rounds.
  */
-export const PREFILL_SPLITS = {
-  workgroups: 4 * PROCESSORS,
-  from: 512,
-  keys: 128,
-};
+const PREFILL_SPLITS = { rounds: 2, from: 512, tiles: 2 };
 
 /** Splits of the keys in prefill attention. */
 export interface PrefillSplits {
@@ -352,28 +349,35 @@ export interface PrefillSplits {
  * blocks in all, so that few tokens after many do not leave most of the device idle.
  */
 export function choosePrefillSplits(
-  { workgroups, context }: { workgroups: number; context: number },
-  device: Capabilities,
+  { workgroups, tokens, context }: Readonly<
+    Record<"workgroups" | "tokens" | "context", number>
+  >,
+  device: Pick<Capabilities, "adapterClass">,
 ): PrefillSplits {
-  const { workgroups: enough, from, keys } = PREFILL_SPLITS;
-  const wanted = device.adapterClass === "software"
-    ? 1
-    : Math.min(MOST_SPLITS, Math.floor(enough / workgroups));
-  const splits = (length: number) =>
-    length < from
-      ? 1
-      : Math.max(1, Math.min(wanted, Math.floor(length / keys)));
-  const most = splits(context);
+  const { rounds, from, tiles } = PREFILL_SPLITS;
+  const why = device.adapterClass === "software"
+    ? "a software renderer has few workgroups at a time"
+    : workgroups > PROCESSORS / 2
+    ? `${workgroups} workgroups keep most of the device busy`
+    : context < from
+    ? `the context has under ${from}`
+    : undefined;
+  if (why) {
+    return { splits: () => 1, most: 1, reason: `keys are not split: ${why}` };
+  }
+  const wanted = Math.floor(rounds * PROCESSORS / workgroups);
+  const most = Math.min(MOST_SPLITS, wanted);
+  const splits = (length: number) => {
+    if (length < from) return 1;
+    const all = Math.ceil((length + tokens) / 64);
+    return Math.ceil(all / Math.max(tiles, Math.ceil(all / most)));
+  };
+  const fit = Math.ceil(Math.ceil((context + tokens) / 64) / tiles);
   return {
     splits,
-    most,
-    reason: most > 1
-      ? `from ${from} cached tokens on, up to ${most} workgroups split their keys, because there are ${workgroups} workgroups without`
-      : device.adapterClass === "software"
-      ? "keys are not split: a software renderer has few workgroups at a time"
-      : wanted > 1
-      ? `keys are not split: the context has under ${from}`
-      : `keys are not split: ${workgroups} workgroups keep the device busy`,
+    most: Math.min(most, fit),
+    reason:
+      `from ${from} cached tokens on, several workgroups share their keys, because there are only ${workgroups} without`,
   };
 }
 

@@ -576,7 +576,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       ? WHOLE
       : choosePrefillSplits({
         workgroups: grid(1).reduce((a, b) => a * b),
-        context: cache.context,
+        ...{ tokens, context: cache.context },
       }, this.gpu);
     const y = this.#rows("attention", m * (most > 1 ? 1 + most : 1), width);
     const state = most > 1
