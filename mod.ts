@@ -92,7 +92,13 @@ export type {
 export type { CacheDtype } from "./lib/formats/cached.ts";
 export type { KeptCache } from "./lib/model/kv_cache.ts";
 export type { Fallback, Runner } from "./lib/model/runner.ts";
-export type { Rows, RowsSize, RowText } from "./lib/model/rows.ts";
+export type {
+  RowPart,
+  Rows,
+  RowsRoom,
+  RowsSize,
+  RowText,
+} from "./lib/model/rows.ts";
 export type { Paging } from "./lib/model/kv_cache.ts";
 export type {
   Logprobs,

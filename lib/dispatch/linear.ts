@@ -124,7 +124,8 @@ export function sumsAtOnce(
   lanes: number,
   sums: number,
 ): number {
-  return Math.max(1, Math.min(lanes, sums, 2048 / workgroup));
+  const most = 2 ** Math.floor(Math.log2(2048 / workgroup));
+  return Math.max(1, Math.min(lanes, sums, most));
 }
 
 /** Bytes of workgroup memory that gemvRows takes for `m` rows. */

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { CacheSize, Paging } from "./kv_cache.ts";
+import type { Paging } from "./kv_cache.ts";
 import type { SampledTokens, Sampling, TokenMask } from "./sampling.ts";
 
 /** A text that a row continues. The caller appends its tokens and pages. */
@@ -23,8 +23,11 @@ export interface RowText {
 
 /** Tokens `begin` to `end` of a text. */
 export interface RowPart {
+  /** The text. */
   readonly text: RowText;
+  /** The first position. */
   readonly begin: number;
+  /** The position after the last. */
   readonly end: number;
 }
 
@@ -41,7 +44,12 @@ export interface RowsSize {
 }
 
 /** What errors say there is no memory for. */
-export type RowsRoom = Pick<CacheSize, "sequences" | "context">;
+export interface RowsRoom {
+  /** Texts. */
+  sequences: number;
+  /** Positions of the longest. */
+  context: number;
+}
 
 /**
  * Pages with room for texts of so many positions each: several that join at a time need one

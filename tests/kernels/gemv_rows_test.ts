@@ -193,6 +193,9 @@ gpuTest(
       { ...lanes(gpu, true), STAGED: 1, M: 4, STEPS: 3 },
       { ...lanes(gpu, true), LOG_LANES: 2, APART: 1 },
       { ...lanes(gpu, true), LOG_LANES: 2, STAGED: 1, STEPS: 2 },
+      // Threads that are not a power of 2, and rows of w that are none either.
+      { ...lanes(gpu, true), LOG_LANES: 2, STAGED: 1, WORKGROUP: 48 },
+      { ...none, LOG_LANES: 4, WORKGROUP: 192, ROWS: 6 },
       {
         ...{ ...lanes(gpu, true), LOG_LANES: 1, APART: 2, STAGED: 1 },
         ...{ SLICES: 4, WORKGROUP: 64, STEPS: 2 },
