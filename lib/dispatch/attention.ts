@@ -20,7 +20,7 @@ import {
 } from "./shapes.ts";
 import type { CacheDtype } from "../formats/cached.ts";
 import { multipliesIntegers, origin } from "./linear.ts";
-import { defaultsFor } from "./defaults.ts";
+import { defaultsFor, PROCESSORS } from "./defaults.ts";
 import { attendKey } from "./keys.ts";
 import { headVector } from "./precision.ts";
 
@@ -323,6 +323,60 @@ export function choosePrefillRows(
   if (!half) return { ROWS: room >= PLAIN_PREFILL_BYTES ? 64 : 32 };
   return {
     ROWS: rows >= MANY_PREFILL_ROWS && room >= WIDE_PREFILL_BYTES ? 64 : 32,
+  };
+}
+
+/**
+ * How the keys of a few tokens are split in prefill attention ("Few tokens after many keys"):
+ * over how many workgroups per multiprocessor, from how many cached tokens on, and how many
+ * tiles of 64 keys a split has at least. A multiprocessor runs two workgroups no faster than one
+ * after another, so splits end in whole rounds.
+ */
+const PREFILL_SPLITS = { rounds: 2, from: 512, tiles: 2 };
+
+/** Splits of the keys in prefill attention. */
+export interface PrefillSplits {
+  /** Splits after `length` cached tokens. */
+  splits: (length: number) => number;
+  /** The maximum, at any length up to the context. */
+  most: number;
+  reason: string;
+}
+
+/**
+ * Chooses over how many workgroups the keys of a block of rows are split, of `workgroups`
+ * blocks in all, so that few tokens after many do not leave most of the device idle.
+ */
+export function choosePrefillSplits(
+  { workgroups, tokens, context }: Readonly<
+    Record<"workgroups" | "tokens" | "context", number>
+  >,
+  device: Pick<Capabilities, "adapterClass">,
+): PrefillSplits {
+  const { rounds, from, tiles } = PREFILL_SPLITS;
+  const why = device.adapterClass === "software"
+    ? "a software renderer has few workgroups at a time"
+    : workgroups > PROCESSORS / 2
+    ? `${workgroups} workgroups keep most of the device busy`
+    : context < from
+    ? `the context has under ${from}`
+    : undefined;
+  if (why) {
+    return { splits: () => 1, most: 1, reason: `keys are not split: ${why}` };
+  }
+  const wanted = Math.floor(rounds * PROCESSORS / workgroups);
+  const most = Math.min(MOST_SPLITS, wanted);
+  const splits = (length: number) => {
+    if (length < from) return 1;
+    const all = Math.ceil((length + tokens) / 64);
+    return Math.ceil(all / Math.max(tiles, Math.ceil(all / most)));
+  };
+  const fit = Math.ceil(Math.ceil((context + tokens) / 64) / tiles);
+  return {
+    splits,
+    most: Math.min(most, fit),
+    reason:
+      `from ${from} cached tokens on, several workgroups share their keys, because there are only ${workgroups} without`,
   };
 }
 
