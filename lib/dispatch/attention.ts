@@ -50,12 +50,12 @@ export const MOST_SPLITS = 64;
  * The number of cached tokens at which each context class begins. From `middle` on,
  * keys are split over workgroups ("Decode attention: two layouts"); from `long` on,
  * reading keys once for all heads that share them matters more than many threads
- * ("Attention with one barrier").
+ * ("Decode attention: vectors normed once").
  */
 export const CONTEXTS: Readonly<Record<ContextClass, number>> = {
   short: 0,
   middle: 256,
-  long: 3072,
+  long: 1536,
 };
 
 /**
@@ -64,8 +64,8 @@ export const CONTEXTS: Readonly<Record<ContextClass, number>> = {
  */
 const MANY_SEQUENCES = 8;
 
-/** Keys per split, below and from `at` cached tokens ("Attention with one barrier"). */
-const SPLIT_KEYS = { below: 64, from: 128, at: 1536 };
+/** Least keys per split ("Attention with one barrier"). */
+const SPLIT_KEYS = 64;
 
 /**
  * Maximum workgroups of a single sequence: about two for each multiprocessor of an H200. More
@@ -255,9 +255,7 @@ function layoutConstants(
 ): Constants {
   const { limits } = device, lanes = laneConstants(device);
   const { WORKGROUP: threads, SHARES: least, STEPS = 1 } = defaultsFor(device)
-    .attendDecode[
-      rows >= MANY_SEQUENCES && context === "short" ? "long" : context
-    ];
+    .attendDecode[rows >= MANY_SEQUENCES ? "long" : context];
   // 16 elements per lane: two 16-byte loads of an f16 key.
   const wanted = Math.ceil(Math.log2(headDim / 16));
   const LOG_KEY_LANES = lanes.SUBGROUPS
@@ -289,19 +287,19 @@ function splitsOfKeys(
   rows: number,
   workgroups: number,
 ): number {
-  const { below, from, at } = SPLIT_KEYS;
-  const keys = length < at ? below : from;
-  const most = rows > 1
+  const most = rows >= MANY_SEQUENCES
+    ? Math.ceil(MOST_SPLITS / 2 / rows)
+    : rows > 1
     ? Math.ceil(MOST_SPLITS / rows)
     : Math.min(MOST_SPLITS, Math.ceil(MOST_WORKGROUPS / workgroups));
-  return Math.min(most, Math.ceil(length / keys));
+  return Math.min(most, Math.ceil(length / SPLIT_KEYS));
 }
 
 /** The maximum number of splits of a row, at any length up to the context. */
 export function mostSplits(context: number, rows: number): number {
   return Math.min(
     Math.ceil(MOST_SPLITS / rows),
-    Math.ceil(context / SPLIT_KEYS.below),
+    Math.ceil(context / SPLIT_KEYS),
   );
 }
 
