@@ -5,7 +5,11 @@ import {
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import type { AttendTarget } from "../lib/dispatch/keys.ts";
 import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
-import { CONTEXT_CLASSES, type ContextClass } from "../lib/dispatch/shapes.ts";
+import {
+  CONTEXT_CLASSES,
+  type ContextClass,
+  ROUNDED_BLOCK,
+} from "../lib/dispatch/shapes.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
 import type { Grid } from "../lib/webgpu/kernel.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
@@ -30,7 +34,6 @@ import {
   HALF_A_STEP,
   LEFT,
   ROUND_FOUR,
-  ROUNDED_BLOCK,
   roundedSizes,
   stepsOff,
 } from "./rounded_row.ts";
@@ -117,13 +120,16 @@ fn ${name}(v: f32, tid: u32) -> f32 {
 }`;
 
 // Sums what the threads that share an element of the result have of it.
-const addParts = /* wgsl */ `
+const ADD_PARTS = /* wgsl */ `
     @unroll for (var b = 0; b < LOG_PARTS; b++) {
       all += subgroupShuffleXor(all, LANES >> (b + 1u));
       sum += subgroupShuffleXor(sum, LANES >> (b + 1u));
     }`;
+
+// The highest of what these threads have.
 const highestPart = (x: string) => /* wgsl */ `
     @unroll for (var b = 0; b < LOG_PARTS; b++) { ${x} = max(${x}, subgroupShuffleXor(${x}, LANES >> (b + 1u))); }`;
+
 // Declares which element of the result a thread shares, and with which part of the sums.
 const ELEMENT = /* wgsl */ `
     let i = min(first + column, GROUP * WIDTH - 1u);
@@ -680,7 +686,7 @@ ${highestPart("high")}
       all += weight * stat[at + g].y;
       sum += weight * sums[at * WIDTH + i];
     }
-${addParts}
+${ADD_PARTS}
     let weight = exp(fresh.x - high) * fresh.y;
     all += weight;
     sum += weight * vectors[(GROUP + 1u) * WIDTH + i % WIDTH];
@@ -740,7 +746,7 @@ ${highestPart("highest")}
           let shrink = exp(high - highest);
           all *= shrink;
           sum *= shrink;
-${addParts}
+${ADD_PARTS}
           finish(head * WIDTH + i % WIDTH, sum / all, own);
         }
       }

@@ -2,7 +2,7 @@ import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
 import type { Tuning } from "../lib/dispatch/limits.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
-import type { Constants } from "../lib/dispatch/shapes.ts";
+import { type Constants, ROUNDED_BLOCK } from "../lib/dispatch/shapes.ts";
 import { type Contract, splitGrid } from "../lib/webgpu/kernel.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
 import { BLOCKS, INTEGER_SUM } from "./case.ts";
@@ -14,7 +14,6 @@ import {
   LEFT,
   ROUND_BLOCK,
   ROUND_FOUR,
-  ROUNDED_BLOCK,
   ROUNDED_PLANES,
   roundedSizes,
   STEP_OF_REST,

@@ -1,4 +1,4 @@
-import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import { laneConstants, mostBuffers } from "../lib/dispatch/capabilities.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
 import { defaultsFor } from "../lib/dispatch/defaults.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
@@ -330,8 +330,7 @@ ${BEGINNING}
     const v = second ? random.matrix(second, [SECOND_ROWS, k]) : undefined;
     const planesOf = (name: string) => formatNamed(name).planes(k).length;
     const buffers = planesOf(dtype) + (second ? planesOf(second) : 0) + 3;
-    const { maxStorageBuffersPerShaderStage: most = 8 } = device.limits;
-    if (second && buffers > most) return undefined;
+    if (second && buffers > mostBuffers(device)) return undefined;
     const constants = {
       M: Math.min(m, defaultsFor(device).gemvRowsInt8.together),
       WORKGROUP: 64,

@@ -11,12 +11,11 @@
  *
  * @module
  */
+import { ROUNDED_BLOCK } from "../lib/dispatch/shapes.ts";
 import { type CpuTensor, toF32 } from "../lib/formats/tensor.ts";
 import { u32Tensor } from "./case.ts";
 import { IS_NAN, LARGEST } from "./int8_case.ts";
 
-/** Elements that share a scale: 16 bytes of a plane. */
-export const ROUNDED_BLOCK = 16;
 /** What a step of the rest is of one of the integers. */
 export const STEP_OF_REST = 1 / (2 * LARGEST);
 /** Below this, a block's largest value counts as zero: its reciprocal would overflow. */

@@ -19,7 +19,6 @@ import {
   SLICE,
   type Work,
 } from "./kernels.ts";
-
 import { normRows } from "./norm.ts";
 
 /** Runs on the caller's thread, in any JavaScript engine. */

@@ -8,6 +8,7 @@ import {
   type AdapterClass,
   type Capabilities,
   laneConstants,
+  mostBuffers,
   mostThreads,
 } from "./capabilities.ts";
 import {
@@ -15,6 +16,7 @@ import {
   CONTEXT_CLASSES,
   type ContextClass,
   type NextShape,
+  ROUNDED_BLOCK,
 } from "./shapes.ts";
 import type { CacheDtype } from "../formats/cached.ts";
 import { multipliesIntegers, origin } from "./linear.ts";
@@ -110,9 +112,6 @@ const LEAVING_BUFFERS = 9;
  */
 const MOST_AHEAD_BYTES = 48 << 20;
 
-/** Elements that share a scale in a rounded row. */
-const ROUNDED_BLOCK = 16;
-
 /** Attention in a decode step: head sizes and sequences. */
 interface DecodeShape {
   headDim: number;
@@ -146,7 +145,7 @@ export function chooseDecodeAttention(
   const merges = vulkan && DEVICE_BARRIERS.includes(adapterClass);
   const rounding = roundsAttended(shape, merges, device);
   const leaves = rounding === true;
-  const { maxStorageBuffersPerShaderStage: buffers = Infinity } = device.limits;
+  const buffers = mostBuffers(device);
   const notAhead = leaves || rows >= MANY_SEQUENCES
     ? ""
     : buffers < AHEAD_BUFFERS
@@ -215,7 +214,7 @@ function roundsAttended(
     return `heads of ${headDim} are no whole blocks of ${ROUNDED_BLOCK}`;
   }
   if (!merges) return "another kernel merges splits";
-  const { maxStorageBuffersPerShaderStage: buffers = Infinity } = device.limits;
+  const buffers = mostBuffers(device);
   return buffers >= LEAVING_BUFFERS ||
     `that binds ${LEAVING_BUFFERS} storage buffers, the device allows ${buffers}`;
 }

@@ -56,7 +56,10 @@ export interface Capabilities {
    * absent.
    */
   vulkan?: boolean;
-  /** The device limits that dispatch uses, by their WebGPU names; absent ones do not limit. */
+  /**
+   * The device limits that dispatch uses, by their WebGPU names. Absent ones do not limit, but
+   * for storage buffers ({@linkcode mostBuffers}).
+   */
   limits: {
     maxComputeWorkgroupStorageSize: number;
     maxComputeInvocationsPerWorkgroup: number;
@@ -74,6 +77,11 @@ export const mostThreads = ({ limits }: Pick<Capabilities, "limits">): number =>
     limits.maxComputeInvocationsPerWorkgroup,
     limits.maxComputeWorkgroupSizeX ?? Infinity,
   );
+
+/** Storage buffers that a kernel can bind: 8, as WebGPU promises, if the device does not say. */
+export const mostBuffers = (
+  { limits }: Pick<Capabilities, "limits">,
+): number => limits.maxStorageBuffersPerShaderStage ?? 8;
 
 /**
  * Constants for kernels that use LANES (lib/webgpu/wgsl.ts): up to `most` lanes share a

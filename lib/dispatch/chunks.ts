@@ -25,8 +25,8 @@ const LARGEST_CHUNK = { atOnce: 32, sleeping: 64 };
 const LONG_CHUNK_MS = 50;
 
 /**
- * Where a readback does not stop the device, chunks stay short: of 4 ms they reach 80 % of the
- * rate that those of 16 and 40 ms reach ("Decode through Dawn: chunks of 16 ms").
+ * As above, where a readback does not stop the device: chunks of 16 ms are as fast as those of
+ * 40, and those of 4 reach 80 % of that ("Decode through Dawn: chunks of 16 ms").
  */
 const APART_CHUNK_MS = 16;
 

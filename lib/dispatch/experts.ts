@@ -4,13 +4,16 @@
  * @module
  */
 import { type Format, wideLoad } from "../formats/format.ts";
-import { type Capabilities, laneConstants } from "./capabilities.ts";
+import {
+  type Capabilities,
+  laneConstants,
+  mostBuffers,
+} from "./capabilities.ts";
 import { defaultsFor, tileFor } from "./defaults.ts";
 import { type ExpertKernel, expertKey } from "./keys.ts";
 import {
   headroomOf,
   integerConstants,
-  mostBuffers,
   multipliesIntegers,
   origin,
   roundsFor,

@@ -10,6 +10,7 @@ import {
   type AdapterClass,
   type Capabilities,
   laneConstants,
+  mostBuffers,
   mostThreads,
 } from "./capabilities.ts";
 import { f16 } from "../formats/f16.ts";
@@ -20,6 +21,7 @@ import {
   FEW_ROWS,
   type LinearShape,
   LONG_K,
+  ROUNDED_BLOCK,
 } from "./shapes.ts";
 import {
   type Defaults,
@@ -381,10 +383,10 @@ function chooseFewRows(shape: LinearShape, device: Capabilities): LinearChoice {
   };
 }
 
-/** Elements of x that are a multiple of this can be rounded for every kernel. */
-const ROUNDED_BLOCK = 32;
-/** Results of a workgroup of gemvInt8 are a multiple of this, so that it can round them. */
-const LEAST_RESULTS = 16;
+/** Rows of x of a multiple of so many elements can be rounded for every kernel. */
+const ROUNDED_ROW = 32;
+/** Results that a workgroup of gemvInt8 rounds are whole blocks. */
+const LEAST_RESULTS = ROUNDED_BLOCK;
 /**
  * Maximum results of a workgroup. Not measured: their sums take 8 KiB of workgroup memory if
  * four lane groups share a row.
@@ -403,7 +405,7 @@ export function multipliesIntegers(
 ): boolean {
   // Without the largest weight, results must be as exact as f32 allows.
   return largest !== undefined && format.integers !== undefined &&
-    subgroupSize >= 8 && k % ROUNDED_BLOCK === 0 && k % format.loads[0] === 0;
+    subgroupSize >= 8 && k % ROUNDED_ROW === 0 && k % format.loads[0] === 0;
 }
 
 /** Constants of gemvInt8 for `n` rows of w in all, of which the results may be rounded. */
@@ -466,11 +468,6 @@ export function roundsFor(
     multipliesIntegers({ k, format, largest }, device)
   );
 }
-
-/** Storage buffers that a kernel can bind; 8 if the device does not say. */
-export const mostBuffers = (
-  { limits: { maxStorageBuffersPerShaderStage: most = 8 } }: Capabilities,
-): number => most;
 
 function chooseIntegers(
   shape: LinearShape,

@@ -158,8 +158,8 @@ function fitting(
 }
 
 /**
- * Chooses a tile for rows that are grouped by expert, `BM` of one expert each. Returns
- * undefined and why it cannot be as {@linkcode chooseMatrices} does.
+ * Chooses a tile for rows that are grouped by expert, `BM` of one expert each. If there is
+ * none, returns undefined or why, as {@linkcode chooseMatrices} does.
  */
 export function chooseGroupedMatrices(
   { BM, k, format, largest }: {

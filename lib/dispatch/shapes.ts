@@ -54,6 +54,8 @@ export type Epilogue = "store" | "add" | "swiglu";
  * 2 to 32 rows in a kernel of its own").
  */
 export const FEW_ROWS = 32;
+/** Elements of a rounded row that share a scale: 16 bytes of a plane. */
+export const ROUNDED_BLOCK = 16;
 /** Rows of this many elements are long: a GPU's core caches few of them. */
 export const LONG_K = 4096;
 

@@ -128,9 +128,10 @@ export interface Family {
   weights(config: Qwen3Config): Weights<WeightSpec>;
   /**
    * Computes the logits after the last of `tokens`, `[sequences, vocab]`, or what else is
-   * `wanted`. Prefill and decode use the same function, because the cache knows the positions of the tokens. Yields the result of every verb
-   * and is sent it back, so that a runner can do other things between two verbs; if
-   * that is not needed, {@linkcode finish} returns the logits.
+   * `wanted`. Prefill and decode use the same function, because the cache knows the
+   * positions of the tokens. Yields the result of every verb and is sent it back, so that
+   * a runner can do other things between two verbs; if that is not needed,
+   * {@linkcode finish} returns what is wanted.
    */
   forward<T>(
     ops: Ops<T>,

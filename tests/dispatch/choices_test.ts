@@ -747,13 +747,13 @@ Deno.test("attention merges its splits itself only where a storage barrier is kn
 });
 
 Deno.test("attention rounds its row for a kernel of integers, or says why not", () => {
+  const buffers = (most?: number) => ({
+    limits: { ...DEVICES[4].limits, maxStorageBuffersPerShaderStage: most },
+  });
   const nvidia = {
-    ...{ ...DEVICES[4], subgroupSize: 32, vulkan: true },
+    ...{ ...DEVICES[4], ...buffers(10), subgroupSize: 32, vulkan: true },
     adapterClass: "NVIDIA, large cache" as const,
   };
-  const buffers = (most: number) => ({
-    limits: { ...nvidia.limits, maxStorageBuffersPerShaderStage: most },
-  });
   const choose = (
     { headDim = 128, rows = 1, format = "q4_k", f16 = true },
     device: Partial<Capabilities> = {},
@@ -790,6 +790,7 @@ Deno.test("attention rounds its row for a kernel of integers, or says why not", 
       [{ headDim: 24 }, {}, "heads of 24 are no whole blocks of 16"],
       [{}, { vulkan: false }, "another kernel merges splits"],
       [{}, buffers(8), "that binds 9 storage buffers, the device allows 8"],
+      [{}, buffers(), "that binds 9 storage buffers, the device allows 8"],
     ] as const
   ) {
     const { leaves, reason } = choose(given, device);
@@ -798,13 +799,26 @@ Deno.test("attention rounds its row for a kernel of integers, or says why not", 
   }
   // With both, steps were slower.
   assert(!rounds.ahead && choose({ format: "bf16" }).ahead);
+  assert(choose({}, buffers(9)).leaves);
+  for (const most of [9, undefined]) {
+    const { ahead, reason } = choose({ format: "bf16" }, buffers(most));
+    assertEquals(ahead, undefined);
+    assertStringIncludes(
+      reason,
+      `nothing is read ahead: that binds 10 storage buffers, the device allows ${
+        most ?? 8
+      }`,
+    );
+  }
 });
 
 Deno.test("matrices are prefetched only where the cache has room for them", () => {
   const kind = (description: string) =>
     adapterClass({ vendor: "4318", description }, false); // 0x10de
+  const { limits } = DEVICES[4];
   const device = (description: string) => ({
     ...DEVICES[4],
+    limits: { ...limits, maxStorageBuffersPerShaderStage: 10 },
     adapterClass: kind(description),
   });
   assertEquals(kind("NVIDIA H200"), "NVIDIA, large cache");

@@ -71,10 +71,10 @@ async function run(fn: GpuTest) {
   });
 }
 
-/** The device, random numbers and tensors of one test; the tensors are freed at its end. */
 /** Whether tests of kernels try everything on a software adapter too. */
 export const ALL_CASES = Deno.env.get("QWEN3_ALL_CASES") === "1";
 
+/** The device, random numbers and tensors of one test; the tensors are freed at its end. */
 export class Trial implements Disposable {
   #tensors: Tensor[] = [];
 

@@ -213,7 +213,7 @@ gpuTest(
         ...["--model", "./stories", "--only", "load,memory,first-use,cpu"],
         ...["--runs", "1", "--max-tokens", "8", "--peers", "peers", "--json"],
       ], { TMPDIR: folder, INIT_CWD: folder });
-      assertMatch(stderr, /^memory \(2 of 3\), a few seconds …$/m);
+      assertMatch(stderr, /^memory \(2 of 4\), a few seconds …$/m);
       assertEquals(stdout.trimEnd().split("\n").length, 1);
       const { rows, peersFailed }: BenchReport = JSON.parse(stdout);
       assertEquals(rows.map(({ row }) => row), [

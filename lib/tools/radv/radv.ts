@@ -78,6 +78,7 @@ export const AMD_DEVICE: Sketched = {
   limits: {
     maxComputeWorkgroupStorageSize: 65536,
     maxComputeInvocationsPerWorkgroup: 1024,
+    maxStorageBuffersPerShaderStage: 16,
   },
 };
 
