@@ -1,10 +1,10 @@
 import { choosePrefillRows } from "../lib/dispatch/attention.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import {
-  type AttentionCase,
   HEADS_128,
   HEADS_96,
   ODD_HEADS,
+  type PrefillCase,
   prefillCase,
 } from "./attention_case.ts";
 import { SUM } from "./case.ts";
@@ -15,7 +15,12 @@ import {
   cacheRow,
   dequantized,
   NOT_PAGED,
+  PREFILL_KEYS,
+  prefillGrid,
+  prefillHead,
   QUANTS,
+  splitBuffers,
+  STATE,
 } from "./heads.ts";
 
 const row = (name: string, position: string) =>
@@ -37,19 +42,12 @@ const row = (name: string, position: string) =>
  * updates each row's running maximum and sum, then multiplies by V in slices of V_KEYS keys.
  * 16 × ROWS / 4 threads each hold 4 × 4 scores and 4 rows of the output.
  */
-export const attendPrefill = defineKernel<AttentionCase>({
+export const attendPrefill = defineKernel<PrefillCase>({
   name: "attendPrefill",
-  buffers: ({ HEAD_DIM, CACHE, LOG_PAGE }) => {
+  buffers: (constants) => {
     // The view depends on the head size, not on the row: each head must be whole vec4s.
-    const view = Number(HEAD_DIM) % 4 === 0 ? "span" : "scalar";
-    const cache = CACHE === "q8_0" ? "any as raw" : `headDim as ${view}`;
-    return {
-      q: `m any as ${view}`,
-      lengths: LOG_PAGE ? "any" : "sequences",
-      k: `sequences kvHeads context ${cache}`,
-      v: `sequences kvHeads context ${cache}`,
-      y: `inout m any as ${view}`,
-    };
+    const view = Number(constants.HEAD_DIM) % 4 === 0 ? "span" : "scalar";
+    return splitBuffers(view, view)(constants);
   },
   uniforms: { first: "u32", tokens: "u32", group: "u32", scale: "f32" },
   constants: {
@@ -57,6 +55,7 @@ export const attendPrefill = defineKernel<AttentionCase>({
     ROWS: 64,
     LOG_LANES: 4,
     SUBGROUPS: 1,
+    SPLIT: 0,
     CACHE: "float",
     ...NOT_PAGED,
   },
@@ -72,14 +71,12 @@ export const attendPrefill = defineKernel<AttentionCase>({
       STAGE: Math.max(4 * ROWS + 256, 16 * V_KEYS * NV),
     };
   },
-  grid: ({ m, tokens, group, kvHeads }, { ROWS }) => [
-    Math.ceil(tokens * group / ROWS),
-    kvHeads,
-    m / tokens,
-  ],
+  grid: ({ m, tokens, group, kvHeads }, { ROWS }) =>
+    prefillGrid({ m, tokens, group, kvHeads }, ROWS),
   cost: (call) => attentionCost(call),
   body: /* wgsl */ `
 ${LANES}
+${STATE}
 ${QUANTS}
 ${dequantized("k")}
 ${dequantized("v")}
@@ -92,30 +89,25 @@ fn remaining(begin: u32, size: u32, inside: bool) -> u32 {
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
   let kv_head = wg.y;
   let heads = u.kvHeads * u.group;
   let length = lengths[u.first + wg.z];
   ${cacheBase("first_key", "u.first + wg.z", "kv_head")}
-  let first_row = wg.x * ROWS;
   let rows = u.tokens * u.group;
+  ${PREFILL_KEYS}
   let tn = tid % 16u;
   let tm = tid / 16u;
-  let last_token = min(first_row + ROWS - 1u, rows - 1u) / u.group;
-  let keys = length + last_token + 1u;
-  // Offsets of this thread's four rows in q and y, and the end of the keys they see.
-  @split var at_row: array<u32, 4>;
-  @split var sees: array<u32, 4>;
+  @split var sees: array<u32, 4>; // end of the keys that a row sees
   @split var top: array<f32, 4>;
   @split var total: array<f32, 4>;
   @split var acc: array<vec4f, 4 * NV>;
   @unroll for (var r = 0; r < 4; r++) {
-    let row = min(first_row + tm * 4u + r, rows - 1u);
-    at_row[r] = ((wg.z * u.tokens + row / u.group) * heads + kv_head * u.group + row % u.group) * HEAD_DIM;
-    sees[r] = length + row / u.group + 1u;
+    sees[r] = length + min(first_row + tm * 4u + r, rows - 1u) / u.group + 1u;
     top[r] = ${LOW};
   }
-  for (var k0 = 0u; k0 < keys; k0 += 64u) {
+  for (var k0 = begin; k0 < keys; k0 += 64u) {
     @split var score: array<vec4f, 4>;
     @unroll for (var r = 0; r < 4; r++) { score[r] = vec4f(); }
     for (var d0 = 0u; d0 < HEAD_DIM; d0 += 16u) {
@@ -191,10 +183,13 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     workgroupBarrier(); // before weights and stage are overwritten
   }
   @unroll for (var r = 0; r < 4; r++) {
-    let inside = first_row + tm * 4u + r < rows;
-    @unroll for (var j = 0; j < NV; j++) {
-      let d = j * 64u + tn * 4u;
-      y_store(at_row[r] + d, remaining(d, HEAD_DIM, inside), acc[r * NV + j] / total[r]);
+    let row = first_row + tm * 4u + r;
+    if (row < rows) {
+      ${prefillHead("row")}
+      @unroll for (var j = 0; j < NV; j++) {
+        let d = j * 64u + tn * 4u;
+        y_store(to * HEAD_DIM + d, remaining(d, HEAD_DIM, true), acc[r * NV + j] / total[r]);
+      }
     }
   }
 }`,
@@ -207,6 +202,12 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     { ...HEADS_128, lengths: [17, 70], tokens: 5, cache: "f16", page: 16 },
     { ...ODD_HEADS, lengths: [9, 0], tokens: 5, cache: "f32", page: 4 },
     { ...HEADS_128, lengths: [17, 70], tokens: 5, cache: "q8_0", page: 32 },
+    { ...HEADS_128, lengths: [141, 60], tokens: 9, cache: "f16", splits: 3 },
+    { ...ODD_HEADS, lengths: [30], tokens: 5, cache: "f32", splits: 1 },
+    {
+      ...{ ...HEADS_128, lengths: [9, 130], tokens: 5, cache: "q8_0" },
+      ...{ splits: 2, page: 32 },
+    },
   ],
   makeCase(given, tools) {
     const { heads, kvHeads, tokens } = given;

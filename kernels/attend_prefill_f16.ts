@@ -1,11 +1,7 @@
 import { choosePrefillRows } from "../lib/dispatch/attention.ts";
 import { HALF_PREFILL_BYTES } from "../lib/dispatch/precision.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
-import {
-  type AttentionCase,
-  HEADS_128,
-  prefillCase,
-} from "./attention_case.ts";
+import { HEADS_128, type PrefillCase, prefillCase } from "./attention_case.ts";
 import { HALF_ATTENTION } from "./case.ts";
 import { attentionCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
@@ -13,8 +9,12 @@ import {
   cacheBase,
   cacheRow,
   NOT_PAGED,
-  prefillBuffers,
+  PREFILL_KEYS,
+  prefillGrid,
+  prefillHead,
   QUANTS,
+  splitBuffers,
+  STATE,
 } from "./heads.ts";
 
 const cachedRow = (position: string) =>
@@ -58,9 +58,9 @@ const fetchKeys = (k0: string) => /* wgsl */ `
  * caller checks this), and the weights of values are divided by TERMS, so that a sum
  * cannot exceed the largest value.
  */
-export const attendPrefillF16 = defineKernel<AttentionCase>({
+export const attendPrefillF16 = defineKernel<PrefillCase>({
   name: "attendPrefillF16",
-  buffers: prefillBuffers("half"),
+  buffers: splitBuffers("half"),
   uniforms: { first: "u32", tokens: "u32", group: "u32", scale: "f32" },
   constants: {
     HEAD_DIM: 128,
@@ -69,6 +69,7 @@ export const attendPrefillF16 = defineKernel<AttentionCase>({
     SUBGROUPS: 1,
     F16: 1,
     TERMS: 8,
+    SPLIT: 0,
     CACHE: "float",
     ...NOT_PAGED,
   },
@@ -83,14 +84,12 @@ export const attendPrefillF16 = defineKernel<AttentionCase>({
       VALUE_LOADS: 64 * WIDTH / WORKGROUP,
     };
   },
-  grid: ({ m, tokens, group, kvHeads }, { ROWS }) => [
-    Math.ceil(tokens * group / ROWS),
-    kvHeads,
-    m / tokens,
-  ],
+  grid: ({ m, tokens, group, kvHeads }, { ROWS }) =>
+    prefillGrid({ m, tokens, group, kvHeads }, ROWS),
   cost: (call) => attentionCost(call),
   body: /* wgsl */ `
 ${LANES}
+${STATE}
 ${QUANTS}
 alias T = vec4<f16>;
 @if CACHE == "q8_0" {
@@ -104,24 +103,24 @@ var<workgroup> queries: array<T, HEAD_DIM * FOURS>; // [d][rows]
 var<workgroup> stage: array<T, HEAD_DIM * 16u>; // keys [d][keys], then values [key][d]
 var<workgroup> weights: array<T, 64u * FOURS>; // [key][rows]
 
-// Offset of row r of this workgroup, a (token, head of the group) pair, in q and y.
+// Offset of row r of this workgroup, a (token, head of the group) pair, in q.
 fn row_at(r: u32, kv_head: u32, sequence: u32) -> u32 {
   let token = sequence * u.tokens + r / u.group;
   return (token * u.kvHeads * u.group + kv_head * u.group + r % u.group) * WIDTH;
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) tid: u32) {
   let kv_head = wg.y;
   let length = lengths[u.first + wg.z];
   ${cacheBase("first_key", "u.first + wg.z", "kv_head")}
-  let first_row = wg.x * ROWS;
   let rows = u.tokens * u.group;
+  ${PREFILL_KEYS}
   let tn = tid % 16u;
   let tm = tid / 16u;
-  let keys = length + min(first_row + ROWS - 1u, rows - 1u) / u.group + 1u;
   @split var next: array<Stored, KEY_BLOCKS * 4>;
-  ${fetchKeys("0u")}
+  ${fetchKeys("begin")}
   for (var block = tid; block < FOURS * WIDTH; block += WORKGROUP) {
     @split var part: array<T, 4>;
     @unroll for (var i = 0; i < 4; i++) {
@@ -142,7 +141,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     sees[r] = length + min(first_row + tm * 4u + r, rows - 1u) / u.group + 1u;
     top[r] = ${LOW};
   }
-  for (var k0 = 0u; k0 < keys; k0 += 64u) {
+  for (var k0 = begin; k0 < keys; k0 += 64u) {
     @unroll for (var l = 0; l < KEY_BLOCKS; l++) {
       let block = l * WORKGROUP + tid;
       let to = block % WIDTH * 64u + block / WIDTH;
@@ -215,9 +214,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   @unroll for (var r = 0; r < 4; r++) {
     let row = first_row + tm * 4u + r;
     if (row < rows) {
+      ${prefillHead("row")}
       @unroll for (var j = 0; j < NV; j++) {
         let d = j * 16u + tn;
-        if (d < WIDTH) { y_put(row_at(row, kv_head, wg.z) + d, acc[r * NV + j] * (f32(TERMS) / total[r])); }
+        if (d < WIDTH) { y_put(to * WIDTH + d, acc[r * NV + j] * (f32(TERMS) / total[r])); }
       }
     }
   }
@@ -228,6 +228,11 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     { ...HEADS_128, lengths: [3, 90], tokens: 21, cache: "q8_0" },
     { ...HEADS_128, lengths: [3, 90], tokens: 21, cache: "f16", page: 16 },
     { ...HEADS_128, lengths: [3, 90], tokens: 21, cache: "q8_0", page: 8 },
+    { ...HEADS_128, lengths: [3, 130], tokens: 21, cache: "f16", splits: 3 },
+    {
+      ...{ ...HEADS_128, lengths: [140, 3], tokens: 9, cache: "q8_0" },
+      ...{ splits: 2, page: 16 },
+    },
   ],
   makeCase(given, tools) {
     const { device } = tools, { heads, kvHeads, tokens } = given;

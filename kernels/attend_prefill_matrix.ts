@@ -16,6 +16,7 @@ import {
   cacheRow,
   NOT_PAGED,
   prefillBuffers,
+  prefillGrid,
   QUANTS,
 } from "./heads.ts";
 
@@ -114,11 +115,8 @@ export const attendPrefillMatrix = defineKernel<AttentionCase>({
       QUERIES: rows * EIGHTS / WORKGROUP,
     };
   },
-  grid: ({ m, tokens, group, kvHeads }, { ROWS }) => [
-    Math.ceil(tokens * group / ROWS),
-    kvHeads,
-    m / tokens,
-  ],
+  grid: ({ m, tokens, group, kvHeads }, { ROWS }) =>
+    prefillGrid({ m, tokens, group, kvHeads }, ROWS),
   cost: (call) => attentionCost(call),
   body: /* wgsl */ `
 ${QUANTS}

@@ -31,6 +31,7 @@ import {
   countersAt,
   FLAG_WORDS,
   lengthRows,
+  prefillGrid,
   splitAt,
   stateWords,
 } from "./heads.ts";
@@ -50,6 +51,12 @@ export interface AttentionCase {
   page?: number;
   /** Type of the norms' weights. */
   norm?: Exclude<Dtype, "u32">;
+}
+
+/** A pass of many tokens. */
+export interface PrefillCase extends AttentionCase {
+  /** Splits of the keys, of a kernel that may have several. */
+  splits?: number;
 }
 
 /** Heads as in a model. */
@@ -331,34 +338,52 @@ export function stepsOf(
   return steps;
 }
 
-/** A case of a prefill kernel; `constants` are those that only this kernel has. */
+/**
+ * A case of a prefill kernel with blocks of `ROWS` rows; `constants` are others that only this
+ * kernel has.
+ */
 export function prefillCase(
-  given: AttentionCase,
+  given: PrefillCase,
   { device, random, reference }: CaseTools,
   tolerance: number,
-  constants: Constants = {},
+  { ROWS, ...constants }: Constants & { ROWS: number },
 ): KernelCase {
   const sizes = sizesOf(given), { heads, kvHeads, headDim, tokens } = given;
   const { k, v } = reference.attentionInputs(random, sizes, given, tokens);
   const q = random.tensor("f32", [sizes.rows, heads * headDim], 2);
-  const group = heads / kvHeads;
+  const group = heads / kvHeads, { splits } = given, { rows: m } = sizes;
+  const width = heads * headDim, size = m * width;
   return inPages(given, {
-    what: attentionText(given),
-    operands: { q, k, v, lengths: u32(...given.lengths), y: room(q.shape) },
+    what: attentionText(given) + (splits ? `, in ${splits} splits` : ""),
+    operands: {
+      ...{ q, k, v, lengths: u32(...given.lengths) },
+      y: room([m * (splits ? 1 + splits : 1), width]),
+      ...(splits ? { state: stateTensor(m, heads) } : {}),
+    },
     constants: {
       HEAD_DIM: headDim,
+      ROWS,
+      ...(splits ? { SPLIT: 1 } : {}),
       ...exactLanes(device, 16),
       ...cacheConstant(given.cache),
       ...constants,
     },
     uniforms: { first: 0, tokens, group, scale: headDim ** -0.5 },
+    grid: prefillGrid({ m, tokens, group, kvHeads }, ROWS, splits),
     expected: () => {
       const all = {
         q: toF32(q),
         k: cachedToF32(k, headDim),
         v: cachedToF32(v, headDim),
       };
-      return [{ of: "y", ...reference.attended(all, sizes), tolerance }];
+      return [{
+        of: ({ y, state }) =>
+          splits && splits > 1
+            ? merged(Array.from(y).slice(size), state, headDim, splits).values
+            : Array.from(y).slice(0, size),
+        ...reference.attended(all, sizes),
+        tolerance,
+      }];
     },
   });
 }

@@ -19,13 +19,18 @@
  */
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import { MOST_SPLITS } from "../lib/dispatch/attention.ts";
+import type { Grid } from "../lib/webgpu/kernel.ts";
 
 /** Words of `state` before the splits, so that the splits begin at a cache line. */
 export const FLAG_WORDS = 64;
 
+/** Words of `state` before what follows `splits` splits of `heads` heads. */
+export const splitsEnd = (heads: number, splits: number): number =>
+  FLAG_WORDS + heads * splits * 2;
+
 /** Words of `state` before the counters. */
 export const countersAt = (sequences: number, heads: number): number =>
-  FLAG_WORDS + sequences * heads * MOST_SPLITS * 2;
+  splitsEnd(sequences * heads, MOST_SPLITS);
 
 /** Words of `state`. */
 export const stateWords = (sequences: number, heads: number): number =>
@@ -171,15 +176,80 @@ export const turnPair = (
     ${a} = na * ${cos} - nb * ${sin};
     ${b} = nb * ${cos} + na * ${sin};`;
 
-/** Buffers of prefill attention in f16, which reads a cache that is not q8_0 by `unit`. */
+/**
+ * Buffers of prefill attention, which reads a cache that is not q8_0 by `unit` and rows by
+ * `view`.
+ */
 export const prefillBuffers =
-  (unit: string) => ({ CACHE, LOG_PAGE }: Constants) => {
+  (unit: string, view = "vec4") => ({ CACHE, LOG_PAGE }: Constants) => {
     const cache = CACHE === "q8_0" ? "any as raw" : `headDim as ${unit}`;
     return {
-      q: "m any as vec4",
+      q: `m any as ${view}`,
       lengths: LOG_PAGE ? "any" : "sequences",
       k: `sequences kvHeads context ${cache}`,
       v: `sequences kvHeads context ${cache}`,
-      y: "inout m any as vec4",
+      y: `inout m any as ${view}`,
     };
   };
+
+/** {@linkcode prefillBuffers}; `y` and `state` have room for results of splits if SPLIT is set. */
+export const splitBuffers =
+  (unit: string, view = "vec4") => (constants: Constants) => ({
+    ...prefillBuffers(unit, view)(constants),
+    ...(constants.SPLIT
+      ? { y: `inout any as ${view}`, state: "inout any" }
+      : {}),
+  });
+
+/** The grid of prefill attention in blocks of ROWS rows, each with `splits` splits of its keys. */
+export const prefillGrid = (
+  { m, tokens, group, kvHeads }: Readonly<
+    Record<"m" | "tokens" | "group" | "kvHeads", number>
+  >,
+  ROWS: number,
+  splits = 1,
+): Grid => [Math.ceil(tokens * group / ROWS) * splits, kvHeads, m / tokens];
+
+/**
+ * Declares `first_row` of a workgroup in prefill attention and its keys, from `begin` to
+ * before `keys`. If SPLIT is set, `splits` workgroups share those of a block of rows, in whole
+ * tiles of 64 (flash decoding, https://pytorch.org/blog/flash-decoding/); a split may have
+ * none, or none that some row sees.
+ */
+export const PREFILL_KEYS = /* wgsl */ `
+  @if SPLIT {
+    let blocks = (rows + ROWS - 1u) / ROWS;
+    let splits = groups.x / blocks;
+    let split = wg.x / blocks;
+    let first_row = wg.x % blocks * ROWS;
+  } @else { let first_row = wg.x * ROWS; }
+  let last_key = length + min(first_row + ROWS - 1u, rows - 1u) / u.group;
+  @if SPLIT {
+    let each = (last_key / 64u + splits) / splits * 64u;
+    let begin = min(split * each, last_key + 1u);
+    let keys = min(begin + each, last_key + 1u);
+  } @else {
+    let begin = 0u;
+    let keys = last_key + 1u;
+  }`;
+
+/**
+ * Declares `to`, where the result of the thread's row `r` goes, in heads. That of one split
+ * among several is not divided by the sum; with it and the maximum it is left for
+ * merge_splits.ts.
+ */
+export const prefillHead = (row: string) => /* wgsl */ `
+  let token = wg.z * u.tokens + ${row} / u.group;
+  var to = token * u.kvHeads * u.group + kv_head * u.group + ${row} % u.group;
+  @if SPLIT {
+    if (splits > 1u) {
+      if (tn == 0u) {
+        let at = split_of(to, splits, split);
+        state[at] = bitcast<u32>(top[r]);
+        state[at + 1u] = bitcast<u32>(total[r]);
+      }
+      if (tid == 0u && all(wg == vec3u())) { state[1] = splits; }
+      to = groups.z * u.tokens * u.kvHeads * u.group + to * splits + split;
+      total[r] = 1.0;
+    }
+  }`;

@@ -18,7 +18,7 @@ import {
 } from "./shapes.ts";
 import type { CacheDtype } from "../formats/cached.ts";
 import { multipliesIntegers, origin } from "./linear.ts";
-import { defaultsFor } from "./defaults.ts";
+import { defaultsFor, PROCESSORS } from "./defaults.ts";
 import { attendKey } from "./keys.ts";
 import { headVector } from "./precision.ts";
 
@@ -48,12 +48,12 @@ export const MOST_SPLITS = 64;
  * The number of cached tokens at which each context class begins. From `middle` on,
  * keys are split over workgroups ("Decode attention: two layouts"); from `long` on,
  * reading keys once for all heads that share them matters more than many threads
- * ("Attention with one barrier").
+ * ("Decode attention: vectors normed once").
  */
 export const CONTEXTS: Readonly<Record<ContextClass, number>> = {
   short: 0,
   middle: 256,
-  long: 3072,
+  long: 1536,
 };
 
 /**
@@ -62,8 +62,8 @@ export const CONTEXTS: Readonly<Record<ContextClass, number>> = {
  */
 const MANY_SEQUENCES = 8;
 
-/** Keys per split, below and from `at` cached tokens ("Attention with one barrier"). */
-const SPLIT_KEYS = { below: 64, from: 128, at: 1536 };
+/** Least keys per split ("Attention with one barrier"). */
+const SPLIT_KEYS = 64;
 
 /**
  * Maximum workgroups of a single sequence: about two for each multiprocessor of an H200. More
@@ -256,9 +256,7 @@ function layoutConstants(
 ): Constants {
   const { limits } = device, lanes = laneConstants(device);
   const { WORKGROUP: threads, SHARES: least, STEPS = 1 } = defaultsFor(device)
-    .attendDecode[
-      rows >= MANY_SEQUENCES && context === "short" ? "long" : context
-    ];
+    .attendDecode[rows >= MANY_SEQUENCES ? "long" : context];
   // 16 elements per lane: two 16-byte loads of an f16 key.
   const wanted = Math.ceil(Math.log2(headDim / 16));
   const LOG_KEY_LANES = lanes.SUBGROUPS
@@ -290,19 +288,19 @@ function splitsOfKeys(
   rows: number,
   workgroups: number,
 ): number {
-  const { below, from, at } = SPLIT_KEYS;
-  const keys = length < at ? below : from;
-  const most = rows > 1
+  const most = rows >= MANY_SEQUENCES
+    ? Math.ceil(MOST_SPLITS / 2 / rows)
+    : rows > 1
     ? Math.ceil(MOST_SPLITS / rows)
     : Math.min(MOST_SPLITS, Math.ceil(MOST_WORKGROUPS / workgroups));
-  return Math.min(most, Math.ceil(length / keys));
+  return Math.min(most, Math.ceil(length / SPLIT_KEYS));
 }
 
 /** The maximum number of splits of a row, at any length up to the context. */
 export function mostSplits(context: number, rows: number): number {
   return Math.min(
     Math.ceil(MOST_SPLITS / rows),
-    Math.ceil(context / SPLIT_KEYS.below),
+    Math.ceil(context / SPLIT_KEYS),
   );
 }
 
@@ -324,6 +322,60 @@ export function choosePrefillRows(
   if (!half) return { ROWS: room >= PLAIN_PREFILL_BYTES ? 64 : 32 };
   return {
     ROWS: rows >= MANY_PREFILL_ROWS && room >= WIDE_PREFILL_BYTES ? 64 : 32,
+  };
+}
+
+/**
+ * How the keys of a few tokens are split in prefill attention ("Few tokens after many keys"):
+ * over how many workgroups per multiprocessor, from how many cached tokens on, and how many
+ * tiles of 64 keys a split has at least. A multiprocessor runs two workgroups no faster than one
+ * after another, so splits end in whole rounds.
+ */
+const PREFILL_SPLITS = { rounds: 2, from: 512, tiles: 2 };
+
+/** Splits of the keys in prefill attention. */
+export interface PrefillSplits {
+  /** Splits after `length` cached tokens. */
+  splits: (length: number) => number;
+  /** The maximum, at any length up to the context. */
+  most: number;
+  reason: string;
+}
+
+/**
+ * Chooses over how many workgroups the keys of a block of rows are split, of `workgroups`
+ * blocks in all, so that few tokens after many do not leave most of the device idle.
+ */
+export function choosePrefillSplits(
+  { workgroups, tokens, context }: Readonly<
+    Record<"workgroups" | "tokens" | "context", number>
+  >,
+  device: Pick<Capabilities, "adapterClass">,
+): PrefillSplits {
+  const { rounds, from, tiles } = PREFILL_SPLITS;
+  const why = device.adapterClass === "software"
+    ? "a software renderer has few workgroups at a time"
+    : workgroups > PROCESSORS / 2
+    ? `${workgroups} workgroups keep most of the device busy`
+    : context < from
+    ? `the context has under ${from}`
+    : undefined;
+  if (why) {
+    return { splits: () => 1, most: 1, reason: `keys are not split: ${why}` };
+  }
+  const wanted = Math.floor(rounds * PROCESSORS / workgroups);
+  const most = Math.min(MOST_SPLITS, wanted);
+  const splits = (length: number) => {
+    if (length < from) return 1;
+    const all = Math.ceil((length + tokens) / 64);
+    return Math.ceil(all / Math.max(tiles, Math.ceil(all / most)));
+  };
+  const fit = Math.ceil(Math.ceil((context + tokens) / 64) / tiles);
+  return {
+    splits,
+    most: Math.min(most, fit),
+    reason:
+      `from ${from} cached tokens on, several workgroups share their keys, because there are only ${workgroups} without`,
   };
 }
 

@@ -190,17 +190,16 @@ export class DecodeLoop implements Disposable {
 
   /**
    * {@linkcode tokens} where a readback does not wait for later work: the next chunk is
-   * submitted before the last one is read, so the device never waits for the host.
+   * submitted before the last one is read, so the device never waits for the host. The
+   * first token waits for one piece only.
    */
   async *#tokensApart(): AsyncGenerator<SampledTokens, void> {
     const { batch: { ops: { gpu }, paces }, options } = this;
     let began = performance.now(), from = options.step;
     for (let steps = 1; steps > 0;) {
-      const running = this.#chunk;
-      if (this.#piece) {
-        this.#submit(this.#piece);
-        this.#continue();
-      }
+      const running = this.#chunk, first = from === options.step;
+      if (this.#piece) this.#submit(this.#piece);
+      if (!first && running) this.#continue();
       const ids = await this.#read(from, from + steps);
       gpu.check();
       paces.prompt.waited();
@@ -211,6 +210,7 @@ export class DecodeLoop implements Disposable {
       from += steps;
       yield ids;
       options.signal?.throwIfAborted();
+      if (first && running) this.#continue();
       steps = running || await this.#slowStep();
     }
   }

@@ -21,6 +21,7 @@ import { gemv, squareParts } from "../../kernels/gemv.ts";
 import { gemvInt8, int8Parts } from "../../kernels/gemv_int8.ts";
 import { gemvRows, rowParts } from "../../kernels/gemv_rows.ts";
 import { gemvRowsInt8 } from "../../kernels/gemv_rows_int8.ts";
+import { prefillGrid, splitsEnd } from "../../kernels/heads.ts";
 import { int8Sizes } from "../../kernels/int8_case.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
 import { qkNormRope } from "../../kernels/qk_norm_rope.ts";
@@ -46,8 +47,10 @@ import {
   cacheConstant,
   chooseDecodeAttention,
   choosePrefillRows,
+  choosePrefillSplits,
   headConstants,
   mostSplits,
+  type PrefillSplits,
 } from "../dispatch/attention.ts";
 import {
   chooseExpertGemm,
@@ -57,7 +60,7 @@ import {
   groupTiles,
 } from "../dispatch/experts.ts";
 import { chooseMatrixAttention } from "../dispatch/matrices.ts";
-import { chooseAttentionDtype } from "../dispatch/precision.ts";
+import { chooseAttentionDtype, headVector } from "../dispatch/precision.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import {
@@ -67,7 +70,7 @@ import {
 } from "../webgpu/kernel.ts";
 import type { GpuKvCache } from "./kv_cache.ts";
 import type { Ops } from "../model/ops.ts";
-import { Plan } from "../webgpu/plan.ts";
+import { Plan, type StepState } from "../webgpu/plan.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
 /** The number of partial sums of squares that embed writes per row. */
@@ -85,6 +88,13 @@ const BY_EXPERTS = {
   expertGemv: [expertGemv, expertSquareParts],
   expertGemvInt8: [expertGemvInt8, int8Parts],
 } as const;
+
+/** Prefill attention by tensor cores. */
+const WHOLE: PrefillSplits = {
+  splits: () => 1,
+  most: 1,
+  reason: "keys are not split: the kernel for tensor cores cannot",
+};
 
 /** A call of a Linear layer, for one part of its matrix. */
 interface LinearCall {
@@ -530,32 +540,24 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     }
     const attended = y.rows(rows); // the others are results of splits
     if (choices.every(({ merges }) => merges)) return attended;
-    this.plan.add(mergeSplits, { state: cache.state, y }, {
+    this.#mergeSplits(
       label,
-      reason:
-        "many keys: their splits run in separate workgroups, which cannot see each other's results",
-      constants: {
-        HEAD_DIM: headDim,
-        VEC: choices[0].constants.VEC,
-        ...laneConstants(this.gpu),
-      },
-      uniforms: { heads: rows * heads },
-      gridAt: ({ length }) =>
-        choices.some(({ splits }) => splits(length) > 1)
-          ? splitGrid(rows * heads)
-          : undefined,
-    });
+      cache.state,
+      y,
+      rows * heads,
+      ({ length }) => choices.some(({ splits }) => splits(length) > 1),
+    );
     return attended;
   }
 
   #attendPrefill(step: Attend): Tensor {
-    const { qkv, qNorm, kNorm, cache, layer } = step;
+    const { qkv, cache, layer } = step;
     const { headDim, numAttentionHeads: heads } = this.config;
     const group = heads / this.config.numKeyValueHeads;
     const { first, tokens } = cache.pass;
     const eps = this.config.rmsNormEps, scale = headDim ** -0.5;
-    const q = this.#rows("q", qkv.shape[0], heads * headDim);
-    const y = this.#rows("attention", qkv.shape[0], heads * headDim);
+    const [m] = qkv.shape, width = heads * headDim;
+    const q = this.#rows("q", m, width);
     this.plan.add(qkNormRope, { ...this.#headOperands(step), q }, {
       label: `layers.${layer}.qk_norm_rope`,
       reason: "many tokens: q is normed once, then read by every tile of keys",
@@ -566,48 +568,110 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       },
       uniforms: { heads, first, tokens, eps },
     });
-    const matmuls = chooseAttentionDtype({
+    const rows = tokens * group;
+    const { kernel, constants, multiplies } = this.#prefillKernel(step, rows);
+    const sizes = { m, tokens, group, kvHeads: heads / group };
+    const grid = (splits: number) => prefillGrid(sizes, constants.ROWS, splits);
+    const { splits, most, reason } = kernel === attendPrefillMatrix
+      ? WHOLE
+      : choosePrefillSplits({
+        workgroups: grid(1).reduce((a, b) => a * b),
+        ...{ tokens, context: cache.context },
+      }, this.gpu);
+    const y = this.#rows("attention", m * (most > 1 ? 1 + most : 1), width);
+    const state = most > 1
+      ? this.#scratch(
+        "splits of attention",
+        "u32",
+        splitsEnd(m * heads, most),
+        1,
+      )
+      : undefined;
+    const label = `layers.${layer}.attention`;
+    const { k, v } = cache.layers[layer];
+    this.plan.add(kernel, {
+      ...{ q, lengths: cache.placesOnDevice, k, v, y },
+      ...(state ? { state } : {}),
+    }, {
+      label,
+      reason:
+        `many tokens: rows of a kv head share each tile of keys; ${multiplies}; ${reason}`,
+      constants: {
+        HEAD_DIM: headDim,
+        ...constants,
+        ...(state ? { SPLIT: 1 } : {}),
+        ...cacheConstant(cache.dtype),
+        ...cache.constants,
+      },
+      uniforms: { first, tokens, group, scale },
+      gridAt: state && (({ length }) => grid(splits(length))),
+    });
+    if (state) {
+      this.#mergeSplits(
+        label,
+        state,
+        y,
+        m * heads,
+        ({ length }) => splits(length) > 1,
+      );
+    }
+    return y.rows(m);
+  }
+
+  /** The kernel of prefill attention for `rows` rows per kv head, and why it multiplies so. */
+  #prefillKernel({ qNorm, kNorm, cache }: Attend, rows: number) {
+    const { headDim } = this.config;
+    const { dtype, reason } = chooseAttentionDtype({
       cacheDtype: cache.dtype,
       headDim,
       largestQ: qNorm.largest,
       largestK: kNorm.largest,
       room: this.gpu.limits.maxComputeWorkgroupStorageSize,
     });
-    const half = matmuls.dtype === "f16";
-    const { k, v } = cache.layers[layer];
-    const operands = { q, lengths: cache.placesOnDevice, k, v, y };
-    const rows = tokens * group;
+    const half = dtype === "f16";
     const matrices = half
       ? chooseMatrixAttention({ rows, headDim }, this.gpu)
       : undefined;
-    const byMatrices = typeof matrices === "object";
-    const kernel = byMatrices
-      ? attendPrefillMatrix
-      : half
-      ? attendPrefillF16
-      : attendPrefill;
-    this.plan.add(kernel, operands, {
-      label: `layers.${layer}.attention`,
+    if (typeof matrices === "object") {
+      return {
+        kernel: attendPrefillMatrix,
+        constants: matrices.constants,
+        multiplies: `${reason}, tensor cores multiply f16 and sum in f32`,
+      };
+    }
+    return {
+      kernel: half ? attendPrefillF16 : attendPrefill,
+      constants: {
+        ...exactLanes(this.gpu, 16),
+        ...choosePrefillRows(rows, this.gpu, half),
+      },
+      multiplies: matrices === undefined
+        ? reason
+        : `${reason}; not by tensor cores: ${matrices}`,
+    };
+  }
+
+  /** Records the merge of the splits of `heads` heads, where `isSplit` says there are some. */
+  #mergeSplits(
+    label: string,
+    state: Tensor,
+    y: Tensor,
+    heads: number,
+    isSplit: (state: StepState) => boolean,
+  ): void {
+    const { headDim } = this.config;
+    this.plan.add(mergeSplits, { state, y }, {
+      label,
       reason:
-        `many tokens: rows of a kv head share each tile of keys; ${matmuls.reason}${
-          byMatrices
-            ? ", tensor cores multiply f16 and sum in f32"
-            : matrices === undefined
-            ? ""
-            : `; not by tensor cores: ${matrices}`
-        }`,
+        "many keys: their splits run in separate workgroups, which cannot see each other's results",
       constants: {
         HEAD_DIM: headDim,
-        ...byMatrices ? matrices.constants : {
-          ...exactLanes(this.gpu, 16),
-          ...choosePrefillRows(rows, this.gpu, half),
-        },
-        ...cacheConstant(cache.dtype),
-        ...cache.constants,
+        VEC: headVector(headDim),
+        ...laneConstants(this.gpu),
       },
-      uniforms: { first, tokens, group, scale },
+      uniforms: { heads },
+      gridAt: (state) => isSplit(state) ? splitGrid(heads) : undefined,
     });
-    return y;
   }
 
   lastRow(

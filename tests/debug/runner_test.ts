@@ -65,7 +65,7 @@ gpuTest(
   async () => {
     const gpu = tamperedGpu(
       "attendDecode",
-      (wgsl) => wgsl.replaceAll("*= u.scale", "*= u.scale * 30.0"),
+      (wgsl) => wgsl.replaceAll("u.scale", "(u.scale * 30.0)"),
     );
     using qwen = await loadQwen3(TINY, { device: "gpu", debug: true, gpu });
     const decode = qwen.generate([1, 2, 3], { temperature: 0, maxTokens: 4 });

@@ -32,6 +32,7 @@ import {
 } from "../../lib/dispatch/linear.ts";
 import {
   chooseDecodeAttention,
+  choosePrefillSplits,
   MOST_SPLITS,
   mostSplits,
 } from "../../lib/dispatch/attention.ts";
@@ -662,6 +663,49 @@ slowTest("decode attention fits the device, for any head", () => {
     }
   }
   assert(MOST_SPLITS <= Number(mergeSplits.constants.MOST));
+});
+
+Deno.test("few tokens after many keys split them, and only then", () => {
+  const device = { adapterClass: "NVIDIA" } as const;
+  for (const context of [100, 511, 512, 4096, 40960]) {
+    for (const workgroups of [1, 3, 8, 24, 64, 66, 67, 132, 4096]) {
+      for (const tokens of [2, 48, 512]) {
+        const shape = { workgroups, tokens, context };
+        const { splits, most, reason } = choosePrefillSplits(shape, device);
+        const message = JSON.stringify({ ...shape, most, reason });
+        for (let length = 0; length <= context; length += 61) {
+          const n = splits(length);
+          assert(n >= 1 && n <= most && most <= MOST_SPLITS, message);
+          assert(n === 1 || length >= 512 && workgroups * n <= 264, message);
+          // No split is empty, but for rounding: each has two tiles at least.
+          const tiles = Math.ceil((length + tokens) / 64);
+          const each = Math.ceil(tiles / n);
+          assert(n === 1 || each >= 2 && (n - 1) * each < tiles, message);
+        }
+        const several = context >= 512 && workgroups <= 66;
+        assertEquals(most > 1, several, message);
+        assertMatch(
+          reason,
+          several
+            ? /^from 512 cached tokens on, several workgroups share/
+            : workgroups > 66
+            ? /^keys are not split: \d+ workgroups keep most of the device/
+            : /^keys are not split: the context has under 512$/,
+        );
+        const software = { adapterClass: "software" } as const;
+        const whole = choosePrefillSplits(shape, software);
+        assertEquals([whole.most, whole.splits(context)], [1, 1]);
+        assertMatch(whole.reason, /a software renderer/);
+      }
+    }
+  }
+  // As measured on an H200: 48, 16 and 128 tokens of a 0.6B.
+  const measured = [[24, 48, 11], [8, 16, 32], [64, 128, 4]];
+  for (const [workgroups, tokens, expected] of measured) {
+    const shape = { workgroups, tokens, context: 8192 };
+    const { splits } = choosePrefillSplits(shape, device);
+    assertEquals(splits(4032), expected);
+  }
 });
 
 slowTest(

@@ -5,13 +5,18 @@ import { gpuTest, type Trial } from "../support/gpu.ts";
 import { prefillInputs, runPrefill } from "../support/prefill.ts";
 import { assertSums, attended, type Attention } from "../support/reference.ts";
 
-async function check(trial: Trial, sizes: Attention, cache: CacheDtype) {
+async function check(
+  trial: Trial,
+  sizes: Attention,
+  cache: CacheDtype,
+  splits = 0,
+) {
   const { q, k, v } = prefillInputs(trial, sizes, cache);
   const ROWS = trial.random.pick([32, 64]);
-  const y = runPrefill(trial, { q, k, v }, sizes, "f32", ROWS);
+  const y = runPrefill(trial, { q, k, v }, sizes, "f32", ROWS, splits);
   const [keys, values] = [k, v].map((one) => cachedToF32(one, sizes.headDim));
   const all = { q: toF32(q), k: keys, v: values };
-  const message = JSON.stringify({ ...sizes, cache, ROWS });
+  const message = JSON.stringify({ ...sizes, cache, ROWS, splits });
   assertSums(await y.read(), attended(all, sizes), message);
 }
 
@@ -72,6 +77,29 @@ gpuTest(
       const lengths = [random.int(0, 1000), length, random.int(0, 1000)];
       const pass = { lengths, first: 1, tokens, rows: 2 * tokens };
       await check(trial, { ...shape, ...pass }, "f16");
+    }
+  },
+);
+
+gpuTest(
+  "attendPrefill's splits of any number of keys are merged",
+  async (_, trial) => {
+    const { random } = trial;
+    const shapes = [
+      { heads: 3, kvHeads: 1, headDim: 6, cache: "f32" },
+      { heads: 4, kvHeads: 2, headDim: 16, cache: "f16" },
+      { heads: 8, kvHeads: 1, headDim: 32, cache: "q8_0" },
+    ] as const;
+    for (const { cache, ...shape } of shapes) {
+      // Splits without keys, of rows that see none of them, and more than there are tiles.
+      for (const splits of [1, 2, 3, 8, 64]) {
+        const tokens = random.pick([1, 2, 16, 33, 64, 65]);
+        const length = random.pick([0, 1, 63, 64, 128, 700 - tokens]);
+        const lengths = [random.int(0, 600), length, random.int(0, 600)];
+        const pass = { lengths, first: 1, tokens, rows: 2 * tokens };
+        const sizes = { ...shape, ...pass, context: 700, eps: 0 };
+        await check(trial, sizes, cache, splits);
+      }
     }
   },
 );

@@ -70,6 +70,7 @@ const CONTRACT_CONSTANTS: Record<string, (number | string)[]> = {
   PLACED: [0, 1],
   ROUNDED: [0, 1],
   SCALED: [0, 1],
+  SPLIT: [0, 1],
   SPLITS: [1, 2],
   SPREAD: ["k", "rows"],
   TWO: [0], // dispatch sees to it that both parts fit
@@ -141,8 +142,8 @@ Deno.test("every kernel binds at most eight storage buffers, unless it reads or 
     {
       argmax: 3,
       attendDecode: 8,
-      attendPrefill: 5,
-      attendPrefillF16: 5,
+      attendPrefill: 6,
+      attendPrefillF16: 6,
       attendPrefillMatrix: 5,
       batchedGemm: 6,
       chooseExperts: 2,

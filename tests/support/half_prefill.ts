@@ -26,6 +26,7 @@ async function attends(
   by: HalfKernel,
 ): Promise<void> {
   const { random } = trial;
+  const several = by === "f16" && random.pick([true, false]);
   // Software adapters take long to compile each.
   for (const headDim of trial.gpu.software ? [128] : [64, 128]) {
     for (const length of trial.some([0, 1, 63, 64, 65, 300], 3)) {
@@ -36,10 +37,11 @@ async function attends(
       const shape = { heads, kvHeads, headDim, context: 370, eps: 0 };
       const sizes = { ...shape, lengths, first: 1, tokens, rows: 2 * tokens };
       const { q, k, v } = prefillInputs(trial, sizes, cache);
-      const y = runPrefill(trial, { q, k, v }, sizes, by);
+      const splits = several ? random.pick([1, 2, 3, 64]) : 0;
+      const y = runPrefill(trial, { q, k, v }, sizes, by, undefined, splits);
       const [keys, ofKeys] = [k, v].map((one) => cachedToF32(one, headDim));
       const values = { q: toF32(q), k: keys, v: ofKeys };
-      const message = JSON.stringify(sizes);
+      const message = JSON.stringify({ ...sizes, splits });
       const { values: expected, norms } = attended(values, sizes);
       // Weights are divided by 32, and subnormal f16 are 2⁻²⁴ apart: each product is
       // off by up to 2⁻²⁵ · 32, however small the value of its key.

@@ -6,7 +6,11 @@
 import { attendPrefillF16 } from "../../kernels/attend_prefill_f16.ts";
 import { attendPrefillMatrix } from "../../kernels/attend_prefill_matrix.ts";
 import { attendPrefill } from "../../kernels/attend_prefill.ts";
+import { stateTensor } from "../../kernels/attention_case.ts";
+import { prefillGrid } from "../../kernels/heads.ts";
+import { mergeSplits } from "../../kernels/merge_splits.ts";
 import { cacheConstant } from "../../lib/dispatch/attention.ts";
+import { headVector } from "../../lib/dispatch/precision.ts";
 import type { CacheDtype } from "../../lib/formats/cached.ts";
 import type { CpuTensor } from "../../lib/formats/tensor.ts";
 import type { Trial } from "./gpu.ts";
@@ -19,33 +23,48 @@ const KERNELS = {
   matrices: attendPrefillMatrix,
 } as const;
 
-/** One call, with sums over 16 lanes: by subgroups if they have that many. */
+/**
+ * One call, with sums over 16 lanes: by subgroups if they have that many. With `splits` the
+ * kernel may have several, which are merged.
+ */
 export function runPrefill(
   trial: Trial,
   { q, k, v }: Record<"q" | "k" | "v", CpuTensor>,
   { heads, kvHeads, headDim, lengths, first, tokens, rows }: Attention,
   by: keyof typeof KERNELS = "f32",
   ROWS = trial.gpu.software ? 32 : 64,
+  splits = 0,
 ) {
   const cache = k.dtype === "u32" ? "q8_0" : "f32"; // or f16, which is read likewise
   const SUBGROUPS = trial.gpu.subgroupSize >= 16 ? 1 : 0;
-  const y = trial.filled([rows, heads * headDim]);
-  trial.run(KERNELS[by], {
+  const kernel = KERNELS[by], group = heads / kvHeads, m = rows;
+  const y = trial.filled([m * (1 + splits), heads * headDim]);
+  const state = trial.upload(stateTensor(m, heads));
+  trial.run(kernel, {
     q: trial.upload(q),
     k: trial.upload(k),
     v: trial.upload(v),
     lengths: trial.u32(...lengths),
     y,
+    ...(splits ? { state } : {}),
   }, {
     constants: {
       HEAD_DIM: headDim,
       ROWS,
       ...by === "matrices" ? {} : { SUBGROUPS, LOG_LANES: 4 },
+      ...(splits ? { SPLIT: 1 } : {}),
       ...cacheConstant(cache),
     },
-    uniforms: { first, tokens, group: heads / kvHeads, scale: headDim ** -0.5 },
+    uniforms: { first, tokens, group, scale: headDim ** -0.5 },
+    gridAt: () => prefillGrid({ m, tokens, group, kvHeads }, ROWS, splits || 1),
   });
-  return y;
+  if (splits > 1) {
+    trial.run(mergeSplits, { state, y }, {
+      constants: { HEAD_DIM: headDim, VEC: headVector(headDim) },
+      uniforms: { heads: m * heads },
+    });
+  }
+  return y.rows(m);
 }
 
 /** Random q and a cache that has the pass's tokens. */
