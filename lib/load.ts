@@ -725,7 +725,7 @@ export class Qwen3 implements Disposable {
     this.#requireHead("generate");
     const options = checkGenerating(given), [context] = how;
     return this.#partsOf(
-      prompts.map((prompt, i) => {
+      Array.from(prompts, (prompt, i) => { // the empty items of a list, too
         const where = prompts.length > 1 ? ` (prompt ${i})` : "";
         const one = this.#encode(prompt, options, where);
         const which = promptName(i, prompts);

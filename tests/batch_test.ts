@@ -376,6 +376,7 @@ Deno.test("a refused batch names the prompt at fault", async () => {
       "prompt 1 has 16 tokens, the context of 16 has room for no reply",
     ],
     [[[1], [2, -1]], "token 1 of prompt 1 is -1, ids must be"],
+    [new Array(2), "the prompt is undefined, must be a string"],
   ];
   for (const [prompts, message] of refused) {
     assertThrows(

@@ -373,6 +373,7 @@ export class Engine implements Disposable {
         if (this.isBusy) continue;
         this.#give();
         if (this.#requests.size === 0) return;
+        if (this.#gone.size > 0) continue; // somebody left during the step
         await new Promise<void>((resolve) => this.#wake = resolve); // all are paused
       }
     } catch (error) {

@@ -209,6 +209,21 @@ Deno.test("a paused request that is aborted shortens no chunks of others", async
   assertEquals(rows.chunks.map(({ steps }) => steps), [30, 30]);
 });
 
+Deno.test("a paused request that leaves during its last steps keeps no place", async () => {
+  const rows = new TextRows(600, 30, 600, 2000), engine = engineOf(rows, 1);
+  const ender = new AbortController(), { signal } = ender, { take } = rows;
+  rows.take = () => {
+    if (engine.stats.running === 0) ender.abort(); // it has just been paused
+    return take();
+  };
+  const consumer = { steady: false, ended: () => false };
+  const forgotten = engine.start(asking([1, 2], 1900, { signal }));
+  await forgotten.start(consumer)[Symbol.asyncIterator]().next();
+  while (engine.isBusy) await turns(1);
+  await turns(5);
+  assert(signal.aborted && engine.isEmpty);
+});
+
 Deno.test("whoever leaves has no steps after those that are under way", async () => {
   for (const how of ["break", "abort"]) {
     const rows = new TextRows(40, 30), engine = engineOf(rows, 1);
