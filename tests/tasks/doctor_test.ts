@@ -90,11 +90,11 @@ gpuTest(
     );
     assertMatch(stdout, /^✓ kernels +\d+ kernels, /m);
     assert(!/^✓ gemv|vendor|device 0/m.test(stdout), stdout);
-    const verbose = await task(["--model", TINY, "--verbose", "--all"]);
+    const verbose = await task(["--model", TINY, "--verbose"]);
     assertEquals([verbose.code, verbose.stderr], [0, ""], verbose.stdout);
     assertFits(verbose.stdout);
-    assertMatch(verbose.stdout, /^✓ gemv +\d+ cases, all correct/m);
-    assertMatch(verbose.stdout, /^✓ kernels +\d+ kernels, \d+ cases, /m);
+    assertMatch(verbose.stdout, /^✓ gemv +\d+ cases?, all correct/m);
+    assertMatch(verbose.stdout, /^✓ kernels +\d+ kernels, .*all correct/m);
     assertMatch(verbose.stdout, /^✓ adapter request .*high-performance/m);
   },
 );
