@@ -122,7 +122,10 @@ gpuTest(
   async () => {
     const model = "synthetic:qwen3-0.6b?layers=1&vocab=512&dtype=q5_k_m";
     const ids = [3, 1, 4, 1, 5];
-    using onCpu = await loadQwen3(model, { device: "cpu" });
+    using onCpu = await loadQwen3(model, {
+      device: "cpu",
+      precision: "f32",
+    });
     const expected = await onCpu.logits(ids);
     for (
       const [pretence, where] of [
