@@ -250,7 +250,27 @@ async function readHeader(
   } catch {
     throw new Error("it is damaged, its header is not JSON");
   }
+  const levels = levelsOf(json);
+  if (levels > MOST_LEVELS) {
+    throw new Error(
+      `it is damaged, its header has ${levels} levels, must have ${MOST_LEVELS} at most`,
+    );
+  }
   return checkHeader(json);
+}
+
+/** Levels of a header: what checks and renders it calls itself for each. */
+const MOST_LEVELS = 500;
+
+/** How many arrays and objects are in each other, at most. */
+function levelsOf(json: unknown): number {
+  let levels = 0, values = [json];
+  for (; values.length > 0; levels++) {
+    values = values.flatMap((value) =>
+      typeof value === "object" && value ? Object.values(value) : []
+    );
+  }
+  return levels - 1;
 }
 
 const isCount = (value: unknown): value is number =>

@@ -150,6 +150,17 @@ Deno.test("a damaged file changes nothing", async () => {
     whole.with(8, 2),
     /: it has version 2 of the format, must be 1$/,
   );
+  const levels = new TextEncoder().encode(
+    `${"[".repeat(600)}${"]".repeat(600)}`,
+  );
+  const deep = new Uint8Array(16 + levels.length);
+  deep.set(whole.subarray(0, 12));
+  new DataView(deep.buffer).setUint32(12, levels.length, true);
+  deep.set(levels, 16);
+  await refused(
+    deep,
+    /: it is damaged, its header has 600 levels, must have 500 at most$/,
+  );
   for (let i = 0; i < 40; i++) {
     const at = random.int(0, i < 20 ? 900 : whole.length - 1);
     await refused(
