@@ -264,13 +264,13 @@ const MOST_LEVELS = 500;
 
 /** How many arrays and objects are in each other, at most. */
 function levelsOf(json: unknown): number {
-  let levels = 0, values = [json];
+  const holders = (values: readonly unknown[]) =>
+    values.filter((value) => typeof value === "object" && value !== null);
+  let levels = 0, values = holders([json]);
   for (; values.length > 0; levels++) {
-    values = values.flatMap((value) =>
-      typeof value === "object" && value ? Object.values(value) : []
-    );
+    values = holders(values.flatMap((value) => Object.values(value!)));
   }
-  return levels - 1;
+  return levels;
 }
 
 const isCount = (value: unknown): value is number =>
