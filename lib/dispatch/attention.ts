@@ -327,10 +327,10 @@ export function choosePrefillRows(
 /**
  * How the keys of a few tokens are split in prefill attention ("Few tokens after many keys"):
  * over how many workgroups per multiprocessor, from how many cached tokens on, and how many
- * tiles of 64 keys a split has at least. A multiprocessor runs two workgroups no faster than one
+ * tiles of `keys` a split has at least. A multiprocessor runs two workgroups no faster than one
  * after another, so splits end in whole rounds.
  */
-const PREFILL_SPLITS = { rounds: 2, from: 512, tiles: 2 };
+const PREFILL_SPLITS = { rounds: 2, from: 512, tiles: 2, keys: 64 };
 
 /** Splits of the keys in prefill attention. */
 export interface PrefillSplits {
@@ -351,7 +351,7 @@ export function choosePrefillSplits(
   >,
   device: Pick<Capabilities, "adapterClass">,
 ): PrefillSplits {
-  const { rounds, from, tiles } = PREFILL_SPLITS;
+  const { rounds, from, tiles, keys } = PREFILL_SPLITS;
   const why = device.adapterClass === "software"
     ? "a software renderer has few workgroups at a time"
     : workgroups > PROCESSORS / 2
@@ -366,10 +366,10 @@ export function choosePrefillSplits(
   const most = Math.min(MOST_SPLITS, wanted);
   const splits = (length: number) => {
     if (length < from) return 1;
-    const all = Math.ceil((length + tokens) / 64);
+    const all = Math.ceil((length + tokens) / keys);
     return Math.ceil(all / Math.max(tiles, Math.ceil(all / most)));
   };
-  const fit = Math.ceil(Math.ceil((context + tokens) / 64) / tiles);
+  const fit = Math.ceil(Math.ceil((context + tokens) / keys) / tiles);
   return {
     splits,
     most: Math.min(most, fit),

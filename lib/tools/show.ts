@@ -166,13 +166,13 @@ export function showKernel(
       const also = calls.slice(1).map(({ options }) => options.label ?? wanted);
       const where = chosen === device
         ? `${tokens} ${tokens === 1 ? "token" : "tokens"}`
-        : `not chosen on this device, shown as ${
+        : shownAs(
           chosen === unknown
             ? "on a device of unknown kind"
             : chosen === matrices
-            ? "on a device with tensor cores"
-            : `${chosen.f16 ? "with" : "without"} f16 matmuls`
-        }`;
+            ? WITH_CORES
+            : `${chosen.f16 ? "with" : "without"} f16 matmuls`,
+        );
       return {
         ...found,
         label: inPasses(kernel) ? `${found.label}, ${where}` : found.label,
@@ -188,10 +188,13 @@ export function showKernel(
     wanted,
     0,
   );
-  const where =
-    "not chosen on this device, shown as on a device with tensor cores";
-  return { ...found, label: `${found.label}, ${where}` };
+  return { ...found, label: `${found.label}, ${shownAs(WITH_CORES)}` };
 }
+
+const WITH_CORES = "on a device with tensor cores";
+
+const shownAs = (where: string): string =>
+  `not chosen on this device, shown as ${where}`;
 
 /**
  * Every distinct WGSL of the named kernels in passes of `tokens` tokens (512 by default)
