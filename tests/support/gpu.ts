@@ -8,7 +8,7 @@ import type { Kernel, Operands } from "../../lib/webgpu/kernel.ts";
 import { type AddOptions, Plan } from "../../lib/webgpu/plan.ts";
 import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { QUICK } from "./quick.ts";
-import { Random, withSeeds } from "./random.ts";
+import { Random, registering, withSeeds } from "./random.ts";
 
 /** If set to 1, GPU tests fail without an adapter instead of being skipped. */
 const REQUIRE = "QWEN3_REQUIRE_GPU";
@@ -18,8 +18,8 @@ const required = Deno.env.get(REQUIRE) === "1";
 const webgpu = Deno.env.get("QWEN3_TEST_WEBGPU") === "dawn"
   ? "dawn"
   : undefined;
-const available = webgpu !== undefined ||
-  await navigator.gpu?.requestAdapter() != null;
+const adapter = await navigator.gpu?.requestAdapter();
+const available = webgpu !== undefined || adapter != null;
 let opened: Promise<Gpu> | undefined;
 
 /**
@@ -74,6 +74,29 @@ async function run(fn: GpuTest) {
 /** Whether tests of kernels try everything on a software adapter too. */
 export const ALL_CASES = Deno.env.get("QWEN3_ALL_CASES") === "1";
 
+/** Whether GPU tests run on a software adapter, which compiles each kernel for seconds. */
+export const SOFTWARE = webgpu === undefined && adapter != null &&
+  (adapter.info.isFallbackAdapter ||
+    /llvmpipe|swiftshader|software/i.test(adapter.info.description));
+
+/**
+ * What to register tests for: on a software adapter `most` random elements of `all`, in
+ * order. QWEN3_ALL_CASES=1 takes all of them.
+ */
+export const someOf = <T>(all: readonly T[], most: number): readonly T[] =>
+  SOFTWARE ? pickSome(all, most, registering) : all;
+
+function pickSome<T>(
+  all: readonly T[],
+  most: number,
+  random: Random,
+): readonly T[] {
+  if (ALL_CASES || most >= all.length) return all;
+  const left = new Set(all.keys());
+  while (left.size > most) left.delete(random.pick([...left]));
+  return Array.from(left, (i) => all[i]);
+}
+
 /** The device, random numbers and tensors of one test; the tensors are freed at its end. */
 export class Trial implements Disposable {
   #tensors: Tensor[] = [];
@@ -107,10 +130,7 @@ export class Trial implements Disposable {
    * `all`, in order. QWEN3_ALL_CASES=1 takes all of them.
    */
   some<T>(all: readonly T[], most: number): readonly T[] {
-    if (!this.gpu.software || ALL_CASES || most >= all.length) return all;
-    const left = new Set(all.keys());
-    while (left.size > most) left.delete(this.random.pick([...left]));
-    return Array.from(left, (i) => all[i]);
+    return this.gpu.software ? pickSome(all, most, this.random) : all;
   }
 
   u32(...values: number[]): Tensor {

@@ -15,6 +15,9 @@ const seedCount = fromEnvironment(SEEDS, 1) ?? 1;
 /** The distance between seeds; from neighboring ones xorshift starts similarly. */
 const STRIDE = 0x9e3779b9;
 
+/** Random numbers that decide which tests are registered; QWEN3_TEST_SEED repeats them. */
+export const registering = new Random(firstSeed);
+
 function fromEnvironment(name: string, least: number): number | undefined {
   const text = Deno.env.get(name);
   if (text === undefined) return undefined;
