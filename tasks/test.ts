@@ -223,6 +223,8 @@ function deno(
     env: {
       NO_COLOR: "1",
       DENO_JOBS: `${JOBS}`,
+      // Files that run at once keep the cores busy without llvmpipe's own threads.
+      ...(parallel ? { LP_NUM_THREADS: "0" } : {}),
       // Constants tuned on this machine must not affect the tests.
       QWEN3_TUNING_DIR: Deno.makeTempDirSync(),
       QWEN3_CACHE_DIR: Deno.makeTempDirSync(),
