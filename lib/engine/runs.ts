@@ -68,7 +68,7 @@ export class Runs {
   #engine?: Promise<Engine>;
   /** That engine, once it has started. */
   #started?: Engine;
-  /** Runs that wait for it to start, or to have room. */
+  /** Runs that wait for it to start or to have room, and have no requests there yet. */
   #waiting = 0;
   /** The texts of the run that was the last to be alone. */
   #lone: readonly number[][] = [];
@@ -174,11 +174,31 @@ export class Runs {
 
   /** Computes the tokens of a run, or the rest of them, beside others. */
   async *#inEngine(run: Running): AsyncGenerator<RunTokens, void> {
+    using ending = new DisposableStack();
+    const ender = ending.adopt(new AbortController(), (one) => one.abort());
+    // Until its requests are there the engine looks idle, and another run might end it.
+    this.#waiting++;
+    const { engine, tokens } = await this.#enter(run, ender.signal)
+      .finally(() => this.#waiting--);
+    try {
+      for await (const ids of tokens) {
+        run.texts[ids.sequence].push(...ids.map(validToken));
+        yield ids;
+      }
+    } catch (error) {
+      const failed = error instanceof DeviceError &&
+        !(error instanceof MemoryError);
+      if (failed && this.#started === engine) this.lose(error);
+      throw error;
+    }
+  }
+
+  /** Makes requests of a run's texts, until `ended` is aborted. */
+  async #enter(run: Running, ended: AbortSignal) {
     const { asked, texts, consumer, turn } = run;
     const engine = await this.#shared(asked);
     run.shared = true;
-    const ender = new AbortController();
-    const signal = AbortSignal.any([turn.signal, ender.signal]);
+    const signal = AbortSignal.any([turn.signal, ended]);
     const requests = texts.map((tokens, s): Started | undefined => {
       const { sampling, maxTokens, tokens: { length } } = asked[s];
       const left = maxTokens - (tokens.length - length);
@@ -199,19 +219,7 @@ export class Runs {
     const streams = requests.map((one) =>
       one?.start(consumer)[Symbol.asyncIterator]()
     );
-    try {
-      for await (const ids of merged(streams, consumer)) {
-        texts[ids.sequence].push(...ids.map(validToken));
-        yield ids;
-      }
-    } catch (error) {
-      const failed = error instanceof DeviceError &&
-        !(error instanceof MemoryError);
-      if (failed && this.#started === engine) this.lose(error);
-      throw error;
-    } finally {
-      ender.abort();
-    }
+    return { engine, tokens: merged(streams, consumer) };
   }
 
   /**
@@ -232,18 +240,13 @@ export class Runs {
       const longest = each.sort((a, b) => b - a).slice(0, MOST_SLOTS);
       positions.push(...longest);
     }
-    this.#waiting++;
-    try {
-      this.#endIfSmaller(positions, asked.length);
-      this.#engine ??= this.#begin(positions, asked.length);
-      const engine = await this.#engine;
-      if (positions.length > 0) { // another run may have begun the engine
-        await turns.admit("generate", () => engine.reserve(positions));
-      }
-      return engine;
-    } finally {
-      this.#waiting--;
+    this.#endIfSmaller(positions, asked.length);
+    this.#engine ??= this.#begin(positions, asked.length);
+    const engine = await this.#engine;
+    if (positions.length > 0) { // another run may have begun the engine
+      await turns.admit("generate", () => engine.reserve(positions));
     }
+    return engine;
   }
 
   /**
@@ -282,11 +285,14 @@ const lengthsOf = ({ asked, texts }: Running): number[] =>
 
 const hasBegun = (run: Running): boolean => lengthsOf(run).some((n) => n > 0);
 
-/** Yields what several streams yield, as soon as it is there. */
-async function* merged(
+/**
+ * Yields what several streams yield, as soon as it is there. They begin at once, not with
+ * the first token that is asked for.
+ */
+function merged(
   streams: readonly (AsyncIterator<SampledTokens> | undefined)[],
   consumer: Consumer,
-): AsyncGenerator<SampledTokens & { readonly sequence: number }, void> {
+): AsyncGenerator<Arrived, void> {
   // No race of promises: each would note every one that it was in.
   const there: { sequence: number; next: Promise<Next> }[] = [];
   const waiting = new Set<number>();
@@ -300,27 +306,33 @@ async function* merged(
     waiting.add(sequence);
     next.then(arrived, arrived);
   };
-  streams.forEach((stream, s) => stream && ask(s));
-  try {
-    while (waiting.size > 0) {
-      if (there.length === 0) {
-        await new Promise<void>((resolve) => wake = resolve);
+  const arriving = async function* (): AsyncGenerator<Arrived, void> {
+    try {
+      while (waiting.size > 0) {
+        if (there.length === 0) {
+          await new Promise<void>((resolve) => wake = resolve);
+        }
+        const { sequence, next } = there.shift()!;
+        waiting.delete(sequence);
+        const result = await next;
+        if (result.done) continue;
+        yield Object.assign(result.value, { sequence });
+        if (consumer.ended(sequence)) await streams[sequence]!.return?.();
+        else ask(sequence);
       }
-      const { sequence, next } = there.shift()!;
-      waiting.delete(sequence);
-      const result = await next;
-      if (result.done) continue;
-      yield Object.assign(result.value, { sequence });
-      if (consumer.ended(sequence)) await streams[sequence]!.return?.();
-      else ask(sequence);
+    } finally {
+      // Whoever made the streams ends those that compute.
+      for (const { sequence } of there) waiting.delete(sequence);
+      for (const [s, stream] of streams.entries()) {
+        if (!waiting.has(s)) stream?.return?.().catch(() => {});
+      }
     }
-  } finally {
-    // Whoever made the streams ends those that compute.
-    for (const { sequence } of there) waiting.delete(sequence);
-    for (const [s, stream] of streams.entries()) {
-      if (!waiting.has(s)) stream?.return?.().catch(() => {});
-    }
-  }
+  };
+  streams.forEach((stream, s) => stream && ask(s));
+  return arriving();
 }
 
 type Next = IteratorResult<SampledTokens, void>;
+
+/** Tokens of the sequence with this index. */
+type Arrived = SampledTokens & { readonly sequence: number };
