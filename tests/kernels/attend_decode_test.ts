@@ -132,29 +132,21 @@ gpuTest(
   "attendDecode attends with heads of any size and ratio",
   async (_, trial) => {
     const { random } = trial;
-    for (
-      const [headDim, ratio] of [
-        [2, 1],
-        [6, 6],
-        [16, 2],
-        [20, 8],
-        [24, 2],
-        [64, 1],
-        [80, 3],
-        [100, 1],
-        [128, 2],
-        [256, 1],
-      ]
-    ) {
+    const sizes = [
+      ...[[2, 1], [6, 6], [16, 2], [20, 8], [24, 2], [64, 1], [80, 3]],
+      ...[[100, 1], [128, 2], [256, 1]],
+    ];
+    for (const [headDim, ratio] of trial.some(sizes, 5)) {
       const cache = headDim % 8 ? "f32" : random.pick(["f32", "f16"] as const);
       const kvHeads = random.int(1, 2), heads = ratio * kvHeads;
       const shape = { ...ONE, heads, kvHeads, headDim, context: 140 };
+      const merges = trial.some([0, 1], 1);
       for (const splits of [1, 2, 7]) {
         const lengths = [random.int(0, 139), random.int(0, 139)];
         const pass = { lengths, rows: 2 };
         const constants = {
           ...small(trial.gpu),
-          MERGE: random.int(0, 1),
+          MERGE: random.pick(merges),
         };
         await check(trial, { ...shape, ...pass }, cache, splits, constants);
       }
@@ -167,13 +159,14 @@ gpuTest(
   async (_, trial) => {
     const { random } = trial;
     const sizes = [[32, 8], [64, 3], [96, 1], [128, 2], [160, 2]];
-    for (const [headDim, ratio] of sizes) {
+    for (const [headDim, ratio] of trial.some(sizes, 2)) {
       const kvHeads = random.int(1, 3), heads = ratio * kvHeads;
       const shape = { ...ONE, heads, kvHeads, headDim, context: 140 };
+      const merges = trial.some([0, 1], 1);
       for (const splits of [1, 7]) {
         const lengths = [random.int(0, 139), random.int(0, 139), 1];
         const pass = { lengths, first: 0, rows: 2 };
-        const MERGE = random.int(0, 1),
+        const MERGE = random.pick(merges),
           constants = { ...small(trial.gpu), MERGE };
         await check(trial, { ...shape, ...pass }, "q8_0", splits, constants);
       }
@@ -186,13 +179,16 @@ gpuTest(
       { WORKGROUP: 128, LOG_KEY_LANES: 2, LOG_LANES: 3, STEPS: 2, SHARES: 2 },
     ];
     const borders = [0, 1, 31, 32, 33, 127, 128, 129, 300];
-    for (const constants of choices) {
-      if (trial.gpu.subgroupSize < 8 && constants.SUBGROUPS !== 0) continue;
-      for (const headDim of [32, 96]) {
-        const shape = { ...ONE, heads: 4, kvHeads: 2, headDim, context: 301 };
-        const pass = { lengths: borders, first: 0, rows: borders.length };
-        await check(trial, { ...shape, ...pass }, "q8_0", 3, constants);
-      }
+    const subgroups = trial.gpu.subgroupSize >= 8;
+    const cases = choices
+      .filter(({ SUBGROUPS }) => subgroups || SUBGROUPS === 0)
+      .flatMap((constants) =>
+        [32, 96].map((headDim) => ({ constants, headDim }))
+      );
+    for (const { constants, headDim } of trial.some(cases, 3)) {
+      const shape = { ...ONE, heads: 4, kvHeads: 2, headDim, context: 301 };
+      const pass = { lengths: borders, first: 0, rows: borders.length };
+      await check(trial, { ...shape, ...pass }, "q8_0", 3, constants);
     }
   },
 );
@@ -254,8 +250,9 @@ gpuTest(
       { ...none, LOG_KEY_LANES: 2, STEPS: 4, FETCHERS: 5, AHEAD: 425 },
     ];
     const subgroups = trial.gpu.subgroupSize >= 8;
-    for (const constants of choices) {
-      if (!subgroups && constants.SUBGROUPS !== 0) continue;
+    const possible = choices
+      .filter(({ SUBGROUPS }) => subgroups || SUBGROUPS === 0);
+    for (const constants of trial.some(possible, 4)) {
       const lengths = [0, 300, random.int(1, 299)];
       const pass = { lengths, rows: 3 };
       for (const splits of [1, 3]) {
@@ -305,7 +302,7 @@ gpuTest(
     if (gpu.subgroupSize < 8) return; // no kernel reads a rounded row there
     const { random } = trial;
     const sizes = [[16, 1], [48, 3], [64, 8], [128, 2], [128, 4]];
-    for (const [headDim, ratio] of sizes) {
+    for (const [headDim, ratio] of trial.some(sizes, 3)) {
       const kvHeads = random.int(1, 2), heads = ratio * kvHeads;
       const shape = { ...ONE, heads, kvHeads, headDim, context: 140 };
       const cache = headDim % 32

@@ -25,15 +25,16 @@ const CHOICES: Constants[] = [
 
 const EPILOGUES = ["store", "swiglu", "add"] as const;
 
+/** Formats of integers and what is done with results. */
+const FORMAT_CASES = BLOCKS.filter((name) => formatNamed(name).integers)
+  .flatMap((w) => EPILOGUES.map((epilogue) => ({ w, epilogue })));
+
 gpuTest(
   "expertGemvInt8 multiplies by blocks of every format of integers",
   async (_, trial) => {
-    const formats = BLOCKS.filter((name) => formatNamed(name).integers);
-    for (const w of formats) {
-      for (const epilogue of EPILOGUES) {
-        const given = { m: 2, experts: 5, used: 3, n: 9, k: 512, w, epilogue };
-        await checkCase(expertGemvInt8, trial, given);
-      }
+    for (const one of trial.some(FORMAT_CASES, 9)) {
+      const given = { m: 2, experts: 5, used: 3, n: 9, k: 512, ...one };
+      await checkCase(expertGemvInt8, trial, given);
     }
   },
 );
@@ -43,7 +44,7 @@ gpuTest(
   async (gpu, trial) => {
     const lanes = { LOG_LANES: Math.log2(gpu.subgroupSize), SUBGROUPS: 1 };
     for (const one of CHOICES) {
-      for (const epilogue of EPILOGUES) {
+      for (const epilogue of trial.some(EPILOGUES, 1)) {
         const shape = { m: 2, experts: 4, used: 3, n: 37, k: 512 };
         const constants = { ...lanes, ...one };
         const given = { ...shape, w: "q4_k", epilogue, constants };
@@ -74,37 +75,32 @@ gpuTest(
   "expertGemvInt8 multiplies a row that was rounded before",
   async (gpu, trial) => {
     const sizes = { m: 1, experts: 5, used: 3, n: 10, k: 512 };
-    const formats = BLOCKS.filter((name) => formatNamed(name).integers);
-    for (const w of formats) {
-      for (const epilogue of EPILOGUES) {
-        const sums = epilogue === "add";
-        const held = sums
-          ? undefined
-          : trial.random.pick([[0, 5], [1, 3]] as const);
-        const given = { ...sizes, w, epilogue, held };
-        const one = makeCase(expertGemvInt8, trial, given);
-        if (!one) return;
-        const { used, k } = sizes;
-        const x = one.operands.x as CpuTensor;
-        const weights = weightsOf(one.operands.chosen as CpuTensor, used);
-        const row: CpuTensor = {
-          ...x,
-          data: toF32(x).map((v, i) =>
-            sums ? v * weights[Math.floor(i / k)] : v
-          ),
-        };
-        const buffers = await runCase(gpu, expertGemvInt8, {
-          ...one,
-          operands: {
-            ...one.operands,
-            x: roundRow(row, row.data.length),
-          },
-          constants: { ...one.constants, ROUNDED: 1 },
-        });
-        for (const result of one.expected()) {
-          const found = compare(result, buffers);
-          assert(passes(found), `${one.what}: ${JSON.stringify(found)}`);
-        }
+    for (const { w, epilogue } of trial.some(FORMAT_CASES, 9)) {
+      const sums = epilogue === "add";
+      const held = sums
+        ? undefined
+        : trial.random.pick([[0, 5], [1, 3]] as const);
+      const given = { ...sizes, w, epilogue, held };
+      const one = makeCase(expertGemvInt8, trial, given);
+      if (!one) return;
+      const { used, k } = sizes;
+      const x = one.operands.x as CpuTensor;
+      const weights = weightsOf(one.operands.chosen as CpuTensor, used);
+      const row: CpuTensor = {
+        ...x,
+        data: toF32(x).map((v, i) => sums ? v * weights[Math.floor(i / k)] : v),
+      };
+      const buffers = await runCase(gpu, expertGemvInt8, {
+        ...one,
+        operands: {
+          ...one.operands,
+          x: roundRow(row, row.data.length),
+        },
+        constants: { ...one.constants, ROUNDED: 1 },
+      });
+      for (const result of one.expected()) {
+        const found = compare(result, buffers);
+        assert(passes(found), `${one.what}: ${JSON.stringify(found)}`);
       }
     }
   },
@@ -114,8 +110,8 @@ gpuTest(
   "expertGemvInt8 rounds its results as one row: those of a row's experts, weighted, or their sums",
   async (gpu, trial) => {
     const sizes = { m: 1, experts: 5, used: 3, n: 192, k: 512 };
-    for (const shape of CHOICES) {
-      for (const epilogue of ["swiglu", "add"] as const) {
+    for (const epilogue of ["swiglu", "add"] as const) {
+      for (const shape of trial.some(CHOICES, 2)) {
         const w = trial.random.pick(["q4_k", "q6_k", "q8_0"]);
         const one = makeCase(expertGemvInt8, trial, { ...sizes, w, epilogue });
         if (!one) return;

@@ -76,9 +76,10 @@ async function check(trial: Trial, given: Case): Promise<void> {
 
 matrixTest("gemmMatrix multiplies matrices of any size", async (trial) => {
   const { random } = trial;
+  const stages = trial.some([1, 2], 1), depths = trial.some([32, 64], 1);
   for (const _ of trial.some(Array(15).fill(0), 5)) {
     const [m, n, k] = [0, 0, 0].map(() => random.pick(SIZES));
-    const STAGES = random.pick([1, 2]), BK = random.pick([32, 64]);
+    const STAGES = random.pick(stages), BK = random.pick(depths);
     await check(trial, { m, n, k, constants: { STAGES, BK } });
     await check(trial, { m, n, k: 8 * k, constants: { STAGES, BK } });
   }
@@ -86,17 +87,18 @@ matrixTest("gemmMatrix multiplies matrices of any size", async (trial) => {
 
 matrixTest("gemmMatrix reads weights of every type", async (trial) => {
   const { random } = trial;
-  for (const b of ["f32", "f16", "bf16"]) {
-    for (const k of [20, 19, 64, 72]) {
-      const STAGES = random.pick([1, 2]);
-      await check(trial, { m: 17, n: 36, k, b, constants: { STAGES } });
-    }
+  const cases = ["f32", "f16", "bf16"].flatMap((b) =>
+    [20, 19, 64, 72].map((k) => ({ b, k }))
+  );
+  for (const given of trial.some(cases, 4)) {
+    const STAGES = random.pick([1, 2]);
+    await check(trial, { m: 17, n: 36, ...given, constants: { STAGES } });
   }
 });
 
 matrixTest("gemmMatrix multiplies by blocks of every format", async (trial) => {
   const { random } = trial;
-  for (const b of trial.some(BLOCKS, 5)) {
+  for (const b of trial.some(BLOCKS, 3)) {
     const { elements, loads: [unit] } = formatNamed(b);
     const wide = elements === 256 ? 256 : 96;
     const constants = {
@@ -117,7 +119,7 @@ matrixTest("gemmMatrix multiplies by blocks of every format", async (trial) => {
 
 matrixTest("gemmMatrix scales rows, adds and applies SwiGLU", async (trial) => {
   const { random } = trial;
-  for (let i = 0; i < 3; i++) {
+  for (const _ of trial.some([0, 1, 2], 1)) {
     const [m, n, k] = [0, 0, 0].map(() => random.pick(SIZES));
     const scaled = random.pick([true, false]);
     const constants = { BN: 64, STAGES: random.pick([1, 2]) };
@@ -131,14 +133,15 @@ matrixTest("gemmMatrix scales rows, adds and applies SwiGLU", async (trial) => {
 
 matrixTest("gemmMatrix splits k and orders tiles in bands", async (trial) => {
   const { random } = trial;
-  for (const SPLITS of [2, 3, 5]) {
+  for (const SPLITS of trial.some([2, 3, 5], 2)) {
     const [m, n] = [random.pick(SIZES), random.pick(SIZES)];
+    const bands = trial.some([1, 2, 16], 1);
     for (const k of [40, 168, 512]) {
-      const constants = { SPLITS, BAND: random.pick([1, 2, 16]) };
+      const constants = { SPLITS, BAND: random.pick(bands) };
       await check(trial, { m, n, k, scaled: true, constants });
     }
   }
-  for (const BAND of [1, 2, 3]) {
+  for (const BAND of trial.some([1, 2, 3], 1)) {
     await check(trial, { m: 200, n: 70, k: 32, constants: { BAND } });
   }
 });
@@ -146,18 +149,20 @@ matrixTest("gemmMatrix splits k and orders tiles in bands", async (trial) => {
 matrixTest(
   "gemmMatrix writes its columns of a wider c and nothing else",
   async (trial) => {
-    for (const kind of ["store", "add", "swiglu"] as const) {
-      const shape = {
-        ...{ m: 33, k: 40, epilogue: kind },
-        constants: { BN: 64, C_FOURS: 1 },
-      };
-      await check(trial, { ...shape, n: 40, column: 16, padding: 8 });
-      await check(trial, { ...shape, n: 72, column: 64, padding: 0 });
-      const constants = { BN: 64, C_FOURS: 0 };
+    const cases = (["store", "add", "swiglu"] as const).flatMap((kind) =>
+      [0, 1].map((C_FOURS) => ({ kind, C_FOURS }))
+    );
+    for (const { kind, C_FOURS } of trial.some(cases, 4)) {
+      const constants = { BN: 64, C_FOURS };
+      const shape = { m: 33, k: 40, epilogue: kind, constants };
+      if (C_FOURS) {
+        await check(trial, { ...shape, n: 40, column: 16, padding: 8 });
+        await check(trial, { ...shape, n: 72, column: 64, padding: 0 });
+        continue;
+      }
       const padding = kind === "swiglu" ? 2 : 1;
-      const odd = { ...shape, constants, n: 38 };
-      await check(trial, { ...odd, column: 16, padding });
-      await check(trial, { ...odd, column: 3, padding: 1 });
+      await check(trial, { ...shape, n: 38, column: 16, padding });
+      await check(trial, { ...shape, n: 38, column: 3, padding: 1 });
     }
   },
 );
@@ -177,7 +182,7 @@ const OTHERS: Constants[] = [
 matrixTest("gemmMatrix gives the same result with any tile", async (trial) => {
   const { random } = trial;
   const tiles = [...Object.values(MATRIX_TILES), ...OTHERS];
-  for (const tile of [random.pick(tiles), random.pick(tiles)]) {
+  for (const tile of trial.some(tiles, 1)) {
     const k = 8 * random.pick([9, 12, 25]);
     const kind = random.pick(["store", "add", "swiglu"] as const);
     const shape = { m: 131, n: 140, k, scaled: true, constants: { ...tile } };
@@ -191,7 +196,7 @@ matrixTest(
     const [blocks, others] = [true, false].map((are) =>
       gemmMatrix.cases.filter(({ w }) => BLOCKS.includes(w) === are)
     );
-    for (const given of [trial.random.pick(blocks), ...others]) {
+    for (const given of [trial.random.pick(blocks), ...trial.some(others, 2)]) {
       const one = makeCase(gemmMatrix, trial, given);
       assert(one?.what.includes("by tensor cores"));
       await checkCase(gemmMatrix, trial, given);

@@ -37,7 +37,7 @@ const check = (trial: Trial, given: RowsCase) =>
 gpuTest(
   "gemvInt8 multiplies by blocks of every format of integers",
   async (_, trial) => {
-    for (const { name: w, elements } of trial.some(INTEGERS, 4)) {
+    for (const { name: w, elements } of trial.some(INTEGERS, 2)) {
       for (const k of elements === 32 ? [32, 1312] : [256, 1280]) {
         await check(trial, { n: 37, k, w });
       }
@@ -48,8 +48,8 @@ gpuTest(
 gpuTest(
   "gemvInt8 gives the same for every choice of threads, sets, rows and results",
   async (_, trial) => {
-    for (const constants of trial.some(CHOICES, 4)) {
-      for (const epilogue of ["store", "add", "swiglu"] as const) {
+    for (const epilogue of ["store", "add", "swiglu"] as const) {
+      for (const constants of trial.some(CHOICES, 2)) {
         const w = trial.random.pick(["q4_k", "q6_k", "q8_0", "q2_k"]);
         await check(trial, { n: 338, k: 1280, w, constants, epilogue });
       }
@@ -73,8 +73,9 @@ gpuTest("gemvInt8 holds rows as long as lanes allow", async (gpu, trial) => {
 gpuTest(
   "gemvInt8 norms rows, adds to y and applies SwiGLU",
   async (_, trial) => {
-    for (const w of ["q4_k", "q6_k", "q8_0", "q5_1"]) {
-      for (const epilogue of ["store", "add", "swiglu"] as const) {
+    const formats = ["q4_k", "q6_k", "q8_0", "q5_1"];
+    for (const epilogue of ["store", "add", "swiglu"] as const) {
+      for (const w of trial.some(formats, 1)) {
         const constants = trial.random.pick(CHOICES.slice(1));
         const given = { n: 174, k: 768, w, epilogue, constants };
         await check(trial, { ...given, column: 3, padding: 5 });
@@ -95,7 +96,7 @@ gpuTest(
   "gemvInt8 multiplies rows that were rounded before, beside outliers too",
   async (_, trial) => {
     const { gpu, random } = trial, eps = 1e-6;
-    for (const { name: w, elements } of trial.some(INTEGERS, 4)) {
+    for (const { name: w, elements } of trial.some(INTEGERS, 2)) {
       for (const k of elements === 32 ? [64, 1312] : [256, 1280]) {
         for (const norm of [0, 1]) {
           const n = 37, x = withOutliers(trial, k), x32 = toF32(x);
@@ -142,8 +143,8 @@ gpuTest(
   "gemvInt8 rounds its results for the next kernel",
   async (_, trial) => {
     const { gpu, random } = trial;
-    for (const constants of trial.some(CHOICES, 4)) {
-      for (const epilogue of ["add", "swiglu"] as const) {
+    for (const epilogue of ["add", "swiglu"] as const) {
+      for (const constants of trial.some(CHOICES, 3)) {
         const w = random.pick(["q4_k", "q6_k", "q8_0"]);
         const rounded = random.pick([0, 1]);
         await checkLeft({ w, epilogue, constants, rounded });
@@ -224,7 +225,7 @@ gpuTest(
     const pairs = [["q4_k", "q6_k"], ["q6_k", "q4_1"], ["q5_0", "q5_0"]];
     pairs.push(["q8_0", "q4_0"]);
     for (const [first, second] of pairs) {
-      for (const [n, nv] of [[74, 37], [5, 130]]) {
+      for (const [n, nv] of trial.some([[74, 37], [5, 130]], 1)) {
         const x = withOutliers(trial, k),
           what = `${first} ${n}, ${second} ${nv}`;
         const parts = [

@@ -198,7 +198,9 @@ for (const kernel of KERNELS) {
   });
   if (!others.length) continue;
   gpuTest(`${kernel.name} agrees in its other cases`, async (_, trial) => {
-    for (const given of others) await checkCase(kernel, trial, given);
+    for (const given of trial.some(others, 2)) {
+      await checkCase(kernel, trial, given);
+    }
   });
 }
 
