@@ -15,7 +15,7 @@ import {
   readGolden,
   relativeError,
 } from "./support/golden.ts";
-import { gpuTest } from "./support/gpu.ts";
+import { gpuTest, someOf } from "./support/gpu.ts";
 import { wrapGpu } from "./support/wrapped_gpu.ts";
 
 /** The defaults of https://www.w3.org/TR/webgpu/#limits. */
@@ -67,7 +67,7 @@ gpuTest(
   },
 );
 
-for (const [name, info] of Object.entries(INFO)) {
+for (const [name, info] of someOf(Object.entries(INFO), 1)) {
   gpuTest(`a model runs with default limits on ${name}`, async () => {
     const { model, cases } = await readGolden("tiny-tied-bf16");
     const { gpu } = wrapGpu({ info, limits: DEFAULTS });

@@ -12,7 +12,7 @@ import { GpuSequences } from "../lib/gpu/sequences.ts";
 import { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "../mod.ts";
 import { ggufCases } from "./support/gguf_golden.ts";
 import { relativeError } from "./support/golden.ts";
-import { gpuTest, openTested, testedOn } from "./support/gpu.ts";
+import { gpuTest, openTested, someOf, testedOn } from "./support/gpu.ts";
 
 const FILES = new URL("fixtures/gguf/files/", import.meta.url).pathname;
 const F32_ERROR = 1e-4, F16_ERROR = 3e-3;
@@ -122,7 +122,9 @@ async function checkAhead(file: string, golden: string): Promise<void> {
   }
 }
 
-for (const name of ["tiny-moe-bf16-Q4_K_M", "tiny-outlier-bf16-Q4_K_M"]) {
+for (
+  const name of someOf(["tiny-moe-bf16-Q4_K_M", "tiny-outlier-bf16-Q4_K_M"], 1)
+) {
   gpuTest(
     `${name} with rows rounded ahead`,
     () => checkAhead(`${FILES}${name}.gguf`, FILES + name),
@@ -137,14 +139,21 @@ function testHalf(file: string, golden: string, quantize?: string): void {
   );
 }
 
-function testFile(file: string, golden: string, cpuOnly = false): void {
+type Precision = "f32" | "auto";
+const PRECISIONS: Precision[] = ["f32", "auto"];
+
+function testFile(
+  file: string,
+  golden: string,
+  onGpu: readonly Precision[] = PRECISIONS,
+): void {
   const name = file.replace(/.*\//, "");
-  for (const precision of ["f32", "auto"] as const) {
+  for (const precision of PRECISIONS) {
     Deno.test(
       `${name} on the cpu, precision ${precision}`,
       () => check(file, golden, "cpu", precision),
     );
-    if (cpuOnly) continue;
+    if (!onGpu.includes(precision)) continue;
     gpuTest(
       `${name} on the gpu, precision ${precision}`,
       () => check(file, golden, "gpu", precision),
@@ -152,30 +161,42 @@ function testFile(file: string, golden: string, cpuOnly = false): void {
   }
 }
 
-for (
-  const name of [
-    "tiny-yarn-bf16-BF16",
-    "tiny-outlier-bf16-Q4_K_M",
-    "align64-v2",
-    "fused-qkv-Q4_0",
-    "embedding-F16",
-    "embedding-Q8_0",
-    "tiny-moe-bf16-Q4_K_M",
-    "tiny-moe-bf16-MXFP4_MOE",
-  ]
-) testFile(`${FILES}${name}.gguf`, FILES + name);
-testFile(`${FILES}split-Q8_0-00001-of-00003.gguf`, `${FILES}base-Q8_0`);
+/** Files, and what their exact values are named after. */
+const NAMES = [
+  "tiny-yarn-bf16-BF16",
+  "tiny-outlier-bf16-Q4_K_M",
+  "align64-v2",
+  "fused-qkv-Q4_0",
+  "embedding-F16",
+  "embedding-Q8_0",
+  "tiny-moe-bf16-Q4_K_M",
+  "tiny-moe-bf16-MXFP4_MOE",
+  "split-Q8_0-00001-of-00003",
+];
+// A software adapter takes some files in f32 and others in auto, which differs there in the
+// type of the cache. The CPU takes all.
+const inF32 = someOf(NAMES, 3);
+const others = NAMES.filter((name) => !inF32.includes(name));
+const inAuto = others.length ? someOf(others, 3) : NAMES;
+for (const name of NAMES) {
+  const onGpu = PRECISIONS.filter((precision) =>
+    (precision === "f32" ? inF32 : inAuto).includes(name)
+  );
+  const golden = name.replace(/^split-Q8_0.*/, "base-Q8_0");
+  testFile(`${FILES}${name}.gguf`, FILES + golden, onGpu);
+}
 
-for (
-  const name of [
+const HALVES: Parameters<typeof testHalf>[] = [
+  ...[
     "fused-qkv-Q4_0",
     "embedding-F16",
     "tiny-moe-bf16-Q4_K_M",
     "tiny-outlier-bf16-Q4_K_M",
-  ]
-) testHalf(`${FILES}${name}.gguf`, FILES + name);
-// Its heads have 64 values, so attention multiplies in f16 too.
-testHalf(DEFAULT_MODEL, `${FILES}stories-3m-Q8_0`, "q8_0");
+  ].map((name): [string, string] => [`${FILES}${name}.gguf`, FILES + name]),
+  // Its heads have 64 values, so attention multiplies in f16 too.
+  [DEFAULT_MODEL, `${FILES}stories-3m-Q8_0`, "q8_0"],
+];
+for (const half of someOf(HALVES, 2)) testHalf(...half);
 
 // Software adapters multiply in f32 by default, so integers are asked for.
 gpuTest(

@@ -21,7 +21,7 @@ import {
   readSyntheticGolden,
   relativeError,
 } from "./support/golden.ts";
-import { gpuTest, testedOn } from "./support/gpu.ts";
+import { gpuTest, someOf, testedOn } from "./support/gpu.ts";
 import { slowTest } from "./support/quick.ts";
 
 type Device = "gpu" | "cpu";
@@ -46,8 +46,8 @@ const WHOLE = "qwen3-0.6b", WHOLE_TOKENS = 17;
 const LARGE = /^qwen3-(8|14|32)b/;
 /**
  * Models that run the prompt of one token only where "auto" differs from "f32" in nothing
- * but the type of the cache: 4b has heads like theirs, and longer prompts have been
- * checked in f32.
+ * but the type of the cache: 4b has heads like theirs, and longer prompts are checked in
+ * f32, in this run or another.
  */
 const SAME_IN_F32 = /^qwen3-(0\.6|1\.7|8|14|32)b/;
 
@@ -69,10 +69,18 @@ const SYNTHETIC = [
   "qwen3-32b-1layer",
 ];
 
-for (const name of TINY) testGolden(name, () => readGolden(name));
-testGolden("stories-3m", readStories);
+const STORIES = "stories-3m";
+const small = onGpu([...TINY, STORIES], 4), large = onGpu(SYNTHETIC, 2);
+for (const name of [...TINY, STORIES]) {
+  const read = name === STORIES ? readStories : () => readGolden(name);
+  testGolden(name, read, precisionsOf(small, name), Deno.test);
+}
 for (const name of SYNTHETIC) {
-  testGolden(name, () => readSyntheticGolden(name), slowTest);
+  const read = () => readSyntheticGolden(name);
+  const precisions = precisionsOf(large, name);
+  // Seconds each. What the GPU computes in f32 is as close to the same reference.
+  const byGpu = precisions.length === 1 && precisions[0] === "f32";
+  testGolden(name, read, precisions, byGpu ? undefined : slowTest);
 }
 
 for (const device of ["gpu", "cpu"] as const) {
@@ -94,15 +102,39 @@ for (const device of ["gpu", "cpu"] as const) {
   });
 }
 
+/**
+ * The models that run on the GPU, by precision. A software adapter takes `most` random ones
+ * in f32 and `most` others in auto, which differs there in the type of the cache.
+ */
+function onGpu(
+  names: readonly string[],
+  most: number,
+): Record<Precision, readonly string[]> {
+  const f32 = someOf(names, most);
+  const others = names.filter((name) => !f32.includes(name));
+  return { f32, auto: others.length ? someOf(others, most) : names };
+}
+
+function precisionsOf(
+  chosen: Record<Precision, readonly string[]>,
+  name: string,
+): Precision[] {
+  return PRECISIONS.filter((precision) => chosen[precision].includes(name));
+}
+
 function readStories(): Promise<Golden> {
   return readGolden("demo", DEFAULT_MODEL);
 }
 
-/** Tests logits and greedy tokens of every case, on each device and in each precision. */
+/**
+ * Tests logits and greedy tokens of every case on the GPU in `precisions`, and on the CPU
+ * if `cpuTest` registers that.
+ */
 function testGolden(
   name: string,
   read: () => Promise<Golden>,
-  cpuTest: (name: string, fn: () => Promise<void>) => void = Deno.test,
+  precisions: readonly Precision[],
+  cpuTest?: (name: string, fn: () => Promise<void>) => void,
 ) {
   const logits = new Map<string, Promise<Logits>>();
   const logitsOf = (device: Device, precision: Precision, software = false) => {
@@ -112,19 +144,21 @@ function testGolden(
     logits.set(key, known);
     return known;
   };
-  for (const precision of PRECISIONS) {
+  for (const precision of precisions) {
     gpuTest(`${name} on the gpu, precision ${precision}`, async (gpu) => {
       await logitsOf("gpu", precision, gpu.software);
     });
   }
+  if (!cpuTest) return;
   cpuTest(`${name} on the cpu`, async () => {
     await logitsOf("cpu", "auto"); // the CPU always computes in f32
   });
+  if (!precisions.length) return;
   gpuTest(`${name}: gpu and cpu agree`, async ({ software }) => {
     const onCpu = await logitsOf("cpu", "auto");
     // On hardware auto multiplies in f16 and is held to the bf16 reference's error above.
-    const precisions = software ? PRECISIONS : PRECISIONS.slice(0, 1);
-    for (const precision of precisions) {
+    const compared = software ? precisions : PRECISIONS.slice(0, 1);
+    for (const precision of compared) {
       for (const [name, onGpu] of await logitsOf("gpu", precision, software)) {
         const error = relativeError(onGpu, onCpu.get(name)!);
         assert(

@@ -20,34 +20,10 @@ const IDS = [1, 365, 400, 29];
 
 // A software renderer would multiply in f32; here it is made to multiply as other GPUs do.
 gpuTest(
-  "a model whose quants multiply as integers is as exact as in f16",
-  async () => {
-    for (const quantize of ["q8_0", "q4_0", "q5_1"]) {
-      await using checkpoint = await openCheckpoint(DEFAULT_MODEL, {
-        quantize,
-      });
-      using exact = await CpuRunner.load(checkpoint, { context: 32 });
-      using runner = await GpuRunner.load(await openTested(), checkpoint, {
-        context: 32,
-        cacheDtype: "f32",
-        f16Matmuls: true,
-      });
-      if (!runner.gpu.f16 || runner.gpu.subgroupSize < 8) return;
-      for (const id of IDS) {
-        const expected = await exact.logits([id]);
-        const error = relativeError(await runner.logits([id]), expected);
-        // Rounding is visible, so integers were multiplied; and it is small.
-        assert(error > 1e-7 && error <= 1e-3, `${quantize}, ${id}: ${error}`);
-      }
-    }
-  },
-);
-
-gpuTest(
-  "rows that the kernel before rounds are as exact as those that each rounds",
-  async () => {
+  "a model whose quants multiply as integers, with rows that each rounds or the kernel before, is as exact as in f16",
+  async (_, trial) => {
     // The head of each is q8_0, whose lanes take other units than those of q4_0.
-    for (const quantize of ["q8_0", "q4_0", "q5_1"]) {
+    for (const quantize of trial.some(["q8_0", "q4_0", "q5_1"], 2)) {
       await using checkpoint = await openCheckpoint(DEFAULT_MODEL, {
         quantize,
       });
@@ -75,6 +51,7 @@ gpuTest(
       for (const id of IDS) {
         const expected = await exact.logits([id]);
         const error = relativeError(await runner.logits([id]), expected);
+        // Rounding is visible, so integers were multiplied; and it is small.
         assert(error > 1e-7 && error <= 1e-3, `${quantize}, ${id}: ${error}`);
       }
     }
@@ -99,23 +76,32 @@ const WIDE: Qwen3Config = {
   eosTokenIds: [],
 };
 
-/** Formats of a file named Q4_K_M, and others that cannot go together. */
-const MIXES: [RegExp, string][][] = [
-  [[/embed|v_proj|layers.0.mlp.down/, "q6_k"], [/./, "q4_k"]],
-  [
-    [/layers.1.*q_proj/, "q8_0"], // another unit
-    [/layers.1.*gate_proj/, "q4_k"], // with up_proj, but SwiGLU is apart
-    [/layers.2.*k_proj/, "mxfp4"], // no integers
-    [/layers.2.*down_proj/, "iq4_nl"],
-    [/./, "q5_k"],
-  ],
+/**
+ * Formats of a file named Q4_K_M, and others that cannot go together; and how many matrices
+ * are multiplied with two parts in a dispatch.
+ */
+const MIXES: { patterns: [RegExp, string][]; shared: number }[] = [
+  {
+    patterns: [[/embed|v_proj|layers.0.mlp.down/, "q6_k"], [/./, "q4_k"]],
+    // qkv_proj of all layers but the first, whose row nothing has rounded.
+    shared: 2,
+  },
+  {
+    patterns: [
+      [/layers.1.*q_proj/, "q8_0"], // another unit
+      [/layers.1.*gate_proj/, "q4_k"], // with up_proj, but SwiGLU is apart
+      [/layers.2.*k_proj/, "mxfp4"], // no integers
+      [/layers.2.*down_proj/, "iq4_nl"],
+      [/./, "q5_k"],
+    ],
+    shared: 1, // gate_up_proj
+  },
 ];
 
 gpuTest(
   "rows are rounded ahead for parts in different formats, where all take them",
-  async () => {
-    const shared: number[] = [];
-    for (const patterns of MIXES) {
+  async (_, trial) => {
+    for (const { patterns, shared } of trial.some(MIXES, 1)) {
       const { stored, wide } = await retyped(
         syntheticCheckpoint("mixed", WIDE, 3),
         (name) =>
@@ -131,23 +117,22 @@ gpuTest(
         f16Matmuls: true,
       });
       const { dispatches } = runner.pass(1, false).plan;
-      shared.push(dispatches.filter(({ constants: { TWO } }) => TWO).length);
+      const two = dispatches.filter(({ constants: { TWO } }) => TWO);
+      assertEquals(two.length, shared);
       for (const id of IDS) {
         const expected = await exact.logits([id % 200]);
         const error = relativeError(await runner.logits([id % 200]), expected);
         assert(error > 1e-7 && error <= 1e-3, `${patterns}, ${id}: ${error}`);
       }
     }
-    // qkv_proj of all layers but the first, whose row nothing has rounded; and gate_up_proj.
-    assertEquals(shared, [2, 1]);
   },
 );
 
 gpuTest(
   "a few rows have the same logits with two parts of a matrix in a dispatch",
-  async () => {
+  async (_, trial) => {
     const formats = [["q4_k", "q6_k"], ["q5_k", "q6_k"], ["q3_k", "q5_k"]];
-    for (const [of, ofV] of formats) {
+    for (const [of, ofV] of trial.some(formats, 1)) {
       const { stored } = await retyped(
         syntheticCheckpoint("mixed", WIDE, 3),
         (name) =>

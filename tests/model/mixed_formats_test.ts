@@ -34,7 +34,7 @@ import { loadWeights } from "../../lib/model/weights.ts";
 import { Plan } from "../../lib/webgpu/plan.ts";
 import type { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
-import { gpuTest, openTested, withBinding } from "../support/gpu.ts";
+import { gpuTest, openTested, someOf, withBinding } from "../support/gpu.ts";
 import { nibbles } from "../support/nibbles.ts";
 import { retyped } from "../support/retyped.ts";
 
@@ -121,13 +121,20 @@ const IDS = Array.from({ length: 45 }, (_, i) => (i * 37 + 11) % 200);
 const CLOSE = { absolute: 2e-5, relative: 2e-5 };
 const GREEDY = resolveSampling({ temperature: 0, seed: 1 });
 
-/** Logits after prompts that take one row, a few and many, and what follows greedily. */
-async function run(runner: Runner) {
-  const logits: Float32Array[] = [], tokens: number[] = [];
-  for (const length of [1, 5, 45]) {
-    logits.push(await runner.logits(IDS.slice(0, length), { all: true }));
+/** Prompts that take one row, a few and many. */
+const LENGTHS = [1, 5, 45] as const;
+
+/** Logits after prompts by their lengths, and what follows the middle one greedily. */
+async function run(runner: Runner, lengths: readonly number[] = LENGTHS) {
+  const logits = new Map<number, Float32Array>(), tokens: number[] = [];
+  for (const length of lengths) {
+    logits.set(
+      length,
+      await runner.logits(IDS.slice(0, length), { all: true }),
+    );
   }
-  for await (const ids of runner.generate([IDS.slice(0, 7)], GREEDY, 6)) {
+  // As long as a prompt above, so it runs the same kernels and those of one row.
+  for await (const ids of runner.generate([IDS.slice(0, 5)], GREEDY, 6)) {
     tokens.push(...ids);
   }
   return { logits, tokens };
@@ -136,9 +143,10 @@ async function run(runner: Runner) {
 type Results = Awaited<ReturnType<typeof run>>;
 
 function assertSame(actual: Results, expected: Results, message: string) {
-  actual.logits.forEach((logits, i) =>
-    assertAllClose(logits, expected.logits[i], CLOSE, `${message}, prompt ${i}`)
-  );
+  for (const [length, logits] of actual.logits) {
+    const wanted = expected.logits.get(length)!;
+    assertAllClose(logits, wanted, CLOSE, `${message}, ${length} tokens`);
+  }
   assertEquals(actual.tokens, expected.tokens, message);
 }
 
@@ -164,8 +172,12 @@ for (const [name, config, formatOf] of MIXES) {
       );
     }
   });
+}
 
-  gpuTest(`${name} on the GPU as in f32`, async () => {
+// Each is tens of seconds of compiling on a software adapter: a format's reader is in every
+// kernel that multiplies, and at odd sizes it reads each value on its own.
+for (const [name, config, formatOf] of someOf(MIXES, 2)) {
+  gpuTest(`${name} on the GPU as in f32`, async (_, trial) => {
     const made = await retyped(
       syntheticCheckpoint("mixed", config, 3),
       formatOf,
@@ -182,16 +194,21 @@ for (const [name, config, formatOf] of MIXES) {
       made.stored,
       options,
     );
-    assertSame(await run(mixed), expected, name);
+    const lengths = trial.some(LENGTHS, 2);
+    assertSame(await run(mixed, lengths), expected, name);
     if (!mixed.gpu.f16) return;
     using half = await GpuRunner.load(await openTested(), made.stored, {
       ...options,
       f16Matmuls: true,
     });
-    const logits = await half.logits(IDS, { all: true });
-    assertAllClose(logits, expected.logits[2], { absolute: 2e-2 }, "in f16");
-    const few = await half.logits(IDS.slice(0, 5), { all: true });
-    assertAllClose(few, expected.logits[1], { absolute: 1e-3 }, "few rows");
+    const bounds = [[45, 2e-2], [5, 1e-3]] as const;
+    for (const [length, absolute] of bounds) {
+      // A software adapter has compiled most of these kernels above.
+      if (!lengths.includes(length)) continue;
+      const logits = await half.logits(IDS.slice(0, length), { all: true });
+      const wanted = expected.logits.get(length)!;
+      assertAllClose(logits, wanted, { absolute }, `${length} rows in f16`);
+    }
   });
 }
 
