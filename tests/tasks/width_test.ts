@@ -8,7 +8,7 @@ import {
   statisticsOf,
   variantsOnAmd,
 } from "../../lib/tools/radv/radv.ts";
-import { gpuTest } from "../support/gpu.ts";
+import { gpuTest, someOf } from "../support/gpu.ts";
 import {
   rangeResponse,
   readFolder,
@@ -118,6 +118,18 @@ const CASES: readonly Case[] = [
   { task: "show", args: ["gemm"], adapter: "none", free: true },
 ];
 
+/** Which of the cases run; of those of a task on an adapter, one on a software adapter. */
+const CHOSEN: readonly Case[] = Array.from(
+  Map.groupBy(CASES, ({ task, adapter }) => `${task} ${adapter}`),
+  ([key, cases]) => key.endsWith("yes") ? someOf(cases, 1) : cases,
+).flat();
+
+/** Cases that run again for JSON, which the tests of most tasks look at too. */
+const AS_JSON = new Set(someOf(CHOSEN.filter(({ json }) => json), 3));
+
+/** Tasks that are asked for more than `--help`; all read their flags alike. */
+const ASKED_MORE = new Set(someOf(TASKS, 4));
+
 /** Warnings of the machine's graphics libraries. */
 const OF_DRIVERS = /XDG_RUNTIME_DIR|MESA|EGL/;
 
@@ -153,6 +165,7 @@ for (const task of TASKS) {
     const typed = task === "qwen3" ? task : `deno task ${task}`;
     assert(help.stdout.startsWith(`${typed} `), help.stdout);
     assertMatch(help.stdout, /^ {2}--help, -h +print this text\b/m);
+    if (!ASKED_MORE.has(task)) return;
     assertEquals(await runTask(task, ["-h"]), help);
     const version = await runTask(task, ["--version"]);
     measure(version);
@@ -161,7 +174,8 @@ for (const task of TASKS) {
   });
 }
 
-for (const { task, args, adapter, json, free } of CASES) {
+for (const chosen of CHOSEN) {
+  const { task, args, adapter, free } = chosen;
   const test = adapter === "yes" ? gpuTest : slowTest;
   const env = adapter === "none" ? NO_ADAPTER : {};
   const where = adapter === "none" ? " without an adapter" : "";
@@ -170,7 +184,8 @@ for (const { task, args, adapter, json, free } of CASES) {
     measure(outcome, free);
     assertEquals(outcome.code, 0, outcome.stderr);
     assert(outcome.stdout.trim() !== "", "nothing on stdout");
-    if (json) measureJson(await runTask(task, [...args, "--json"], env));
+    if (!AS_JSON.has(chosen)) return;
+    measureJson(await runTask(task, [...args, "--json"], env));
   });
 }
 

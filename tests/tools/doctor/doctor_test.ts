@@ -1,7 +1,10 @@
 import type { Capabilities } from "../../../lib/dispatch/capabilities.ts";
 import { hasMatrices } from "../../../lib/dispatch/matrices.ts";
-import { assert, assertEquals, assertMatch } from "@std/assert";
-import { doctor } from "../../../lib/tools/doctor/doctor.ts";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
+import {
+  doctor,
+  type DoctorOptions,
+} from "../../../lib/tools/doctor/doctor.ts";
 import type { Qwen3Config } from "../../../lib/checkpoint/config.ts";
 import { parseSynthetic } from "../../../lib/checkpoint/synthetic.ts";
 import { CpuOps, type CpuTensor } from "../../../lib/cpu/ops.ts";
@@ -22,7 +25,7 @@ import {
 import { findKernel, KERNEL_NAMES } from "../../../kernels/list.ts";
 import type { Matrix } from "../../../lib/formats/matrix.ts";
 import { FORMATS } from "../../../lib/formats/mod.ts";
-import { gpuTest } from "../../support/gpu.ts";
+import { gpuTest, someOf } from "../../support/gpu.ts";
 import { makeCase } from "../../support/kernel_case.ts";
 import { tamperedGpu } from "../../support/tampered_gpu.ts";
 import { NO_ADAPTER, wrapGpu } from "../../support/wrapped_gpu.ts";
@@ -207,14 +210,28 @@ gpuTest("the self-test has cases of every form", (_, trial) => {
         [name, /keys in f32/] as typeof forms[number],
       ]),
   ];
-  for (const [name, form] of forms) {
+  const known = new Map<string, string[]>();
+  /** What the cases of a kernel compute; making one takes long. */
+  const whatsOf = (name: string) => {
     const kernel = findKernel(name)!;
-    const whats = kernel.cases.map((given) =>
-      makeCase(kernel, trial, given)?.what ?? ""
-    );
-    assert(whats.some((what) => form.test(what)), `${name}: ${form}`);
+    const whats = known.get(name) ??
+      kernel.cases.map((given) => makeCase(kernel, trial, given)?.what ?? "");
+    known.set(name, whats);
+    return whats;
+  };
+  for (const [name, form] of forms) {
+    assert(whatsOf(name).some((what) => form.test(what)), `${name}: ${form}`);
   }
 });
+
+/** Verbs of the CPU path that are made wrong; each takes an examination. */
+const WRONG_VERBS = someOf(
+  [
+    ...["matmulAdd", "normMatmul", "normSwiglu", "attend"] as const,
+    ...["chooseExperts", "expertsSwiglu", "expertsAdd"] as const,
+  ],
+  3,
+);
 
 Deno.test("the CPU path is tested, and a wrong verb is found", async () => {
   const examined = async (makeOps?: (config: Qwen3Config) => CpuOps) => {
@@ -252,9 +269,7 @@ Deno.test("the CPU path is tested, and a wrong verb is found", async () => {
   });
   assertEquals(misread.severity, "red");
   assertMatch(misread.text, / of q6_k \[\d+, 768\] × \[768, 74\]/);
-  const verbs = ["matmulAdd", "normMatmul", "normSwiglu", "attend"] as const;
-  const ofExperts = ["chooseExperts", "expertsSwiglu", "expertsAdd"] as const;
-  for (const verb of [...verbs, ...ofExperts]) {
+  for (const verb of WRONG_VERBS) {
     const [{ severity, text }] = await examined((config) => {
       const ops = new CpuOps(config);
       const right = Reflect.get(ops, verb).bind(ops) as (
@@ -347,18 +362,37 @@ Deno.test("without an adapter the doctor tests the CPU path and recommends no so
   assert(!/mesa|llvmpipe/.test(JSON.stringify(report)));
 });
 
+/** Findings before the examination of the CPU path, which takes seconds. */
+async function findingsOfModel(options: DoctorOptions): Promise<Finding[]> {
+  const found: Finding[] = [], enough = new Error("enough was found");
+  const error = await assertRejects(() =>
+    doctor({
+      ...options,
+      gpu: NO_ADAPTER,
+      onFinding: (finding) => found.push(finding),
+      onStart(what) {
+        if (what === "CPU path") throw enough;
+      },
+    })
+  );
+  assertEquals(error, enough);
+  return found;
+}
+
 Deno.test("the embedded model is called the story model", async () => {
-  const { findings } = await doctor({ gpu: NO_ADAPTER });
+  const findings = await findingsOfModel({});
   const { text } = findings.find(({ topic }) => topic === "model")!;
   assertMatch(text, /^the story model needs 6\.7 MB for weights and /);
 });
 
 Deno.test("a broken model and a context that does not fit are findings", async () => {
-  const reds = async (model: string, context?: number) =>
-    (await doctor({ model, context, gpu: NO_ADAPTER })).findings
-      .filter(({ severity }) => severity === "red").map(({ text }) => text);
-  assertMatch((await reds("/nowhere/at/all"))[0], /Cannot open/);
-  assertMatch((await reds(MODEL, 10_000_000))[0], /--context is 10000000/);
+  const reds = (findings: readonly Finding[]) =>
+    findings.filter(({ severity }) => severity === "red")
+      .map(({ text }) => text);
+  const broken = await doctor({ model: "/nowhere/at/all", gpu: NO_ADAPTER });
+  assertMatch(reds(broken.findings)[0], /Cannot open/);
+  const long = await findingsOfModel({ model: MODEL, context: 10_000_000 });
+  assertMatch(reds(long)[0], /--context is 10000000/);
 });
 
 gpuTest("splits and refused contexts follow the adapter's limits", async () => {

@@ -8,7 +8,7 @@ import { gpuTest } from "../../support/gpu.ts";
 
 gpuTest(
   "tuning covers each format that a layer of a mixture has",
-  async () => {
+  async (_, trial) => {
     const gpu = await openDevice(); // the bench disposes it
     const spec = "synthetic:qwen3-0.6b?dtype=q4_k_m&vocab=64";
     await using checkpoint = await openCheckpoint(spec);
@@ -26,13 +26,15 @@ gpuTest(
       ["gemv q4_k 1 1024 3072", "down_proj"],
       ["gemv q6_k 1 64 1024", "lm_head"],
     ]);
-    for (const one of cases) assertEquals(await bench.check(one), undefined);
+    for (const one of trial.some(cases, 3)) {
+      assertEquals(await bench.check(one), undefined);
+    }
   },
 );
 
 gpuTest(
   "tuning covers the experts that rows use, and those of tiles",
-  async (gpu) => {
+  async (gpu, trial) => {
     const model = new URL("../../fixtures/tiny-moe-bf16/", import.meta.url);
     await using checkpoint = await openCheckpoint(model.href);
     using bench = await Bench.load(gpu, checkpoint);
@@ -52,7 +54,7 @@ gpuTest(
         "expertGemm bf16 32 64 48, down_proj, 128, 33",
       ],
     );
-    for (const one of cases) {
+    for (const one of trial.some(cases, 2)) {
       const { kernel, target, now } = one;
       assertEquals(await bench.check(one), undefined, one.key);
       const { candidates } = candidatesFor(kernel, target, gpu, now);
