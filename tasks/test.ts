@@ -4,16 +4,18 @@
  *   deno task test
  *   deno task test --quick            host tests and one test per kernel
  *   deno task test --require-gpu      fail where the machine lacks something
+ *   deno task test --all-cases        all cases, on a software adapter too
  *   deno task test --seeds 500        try random inputs from 500 seeds
  *   deno task test --inputs 10000 tests/fuzz_test.ts    fuzz with 10,000 inputs
  *   deno task test tests/kernels      run some of the tests
  *   deno task test --parallel tests/kernels    several files at once
  *
  * Tests for which this machine lacks something (a GPU adapter, a browser, nginx) are skipped,
- * and the summary says what to install. --quick takes one to three minutes; the summary
- * says how many tests it left out. A test on random inputs prints its seed when it
- * fails; QWEN3_TEST_SEED=n repeats it. The last line is `N passed, N failed`, with the
- * number of skipped tests, if any.
+ * and the summary says what to install. A software adapter compiles each kernel for a second
+ * or more, so there tests take a random few of equal cases. --quick takes one to three
+ * minutes; the summary says how many tests it left out. A test on random inputs prints its
+ * seed when it fails; QWEN3_TEST_SEED=n repeats it. The last line is `N passed, N failed`,
+ * with the number of skipped tests, if any.
  */
 import { prepareEnvironment } from "../lib/webgpu/environment.ts";
 import { nearest } from "../lib/text/messages.ts";
@@ -21,6 +23,7 @@ import { versionText } from "./flags.ts";
 
 const REQUIRE_GPU = "QWEN3_REQUIRE_GPU"; // read by tests/support/gpu.ts
 const QUICK = "QWEN3_TEST_QUICK"; // read by tests/support/quick.ts
+const ALL_CASES = "QWEN3_ALL_CASES"; // read by tests/support/gpu.ts
 const SEEDS = "QWEN3_TEST_SEEDS"; // read by tests/support/random.ts
 const INPUTS = "QWEN3_TEST_INPUTS"; // read by tests/fuzz_test.ts
 
@@ -51,8 +54,8 @@ const JOBS = 3;
 
 /** Our flags, and those of deno test that look like one of them. */
 const FLAGS = [
-  ...["--quick", "--require-gpu", "--seeds", "--inputs", "--parallel"],
-  "--version",
+  ...["--quick", "--require-gpu", "--all-cases", "--seeds", "--inputs"],
+  ...["--parallel", "--version"],
 ];
 const DENO_FLAGS = ["--quiet", "--seed"];
 
@@ -60,6 +63,7 @@ const HELP = `deno task test [flags] [files or folders]
 
   --quick        host tests and one test per kernel: one to three minutes
   --require-gpu  fail where this machine lacks a GPU adapter, a browser or nginx
+  --all-cases    all cases on a software adapter too, not a random few
   --seeds N      repeat tests on random inputs with N seeds
   --inputs N     give the fuzzer N inputs instead of 500
   --parallel     run several files at once, as without files or folders
@@ -82,6 +86,7 @@ Deno.env.delete("INIT_CWD"); // the tasks that tests run stand where the tests p
 if (takes("--require-gpu")) Deno.env.set(REQUIRE_GPU, "1");
 const quick = takes("--quick") !== undefined;
 if (quick) Deno.env.set(QUICK, "1");
+if (takes("--all-cases")) Deno.env.set(ALL_CASES, "1");
 takesNumber("--seeds", SEEDS);
 takesNumber("--inputs", INPUTS);
 const parallel = takes("--parallel") !== undefined || args.length === 0;

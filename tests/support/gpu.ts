@@ -71,7 +71,7 @@ async function run(fn: GpuTest) {
   });
 }
 
-/** Whether tests of kernels try everything on a software adapter too. */
+/** Whether tests try everything on a software adapter too (`deno task test --all-cases`). */
 export const ALL_CASES = Deno.env.get("QWEN3_ALL_CASES") === "1";
 
 /** Whether GPU tests run on a software adapter, which compiles each kernel for seconds. */

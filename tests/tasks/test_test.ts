@@ -75,6 +75,7 @@ Deno.test("a flag that is nearly one of the task's is refused with that", async 
       ["--sedes", "--seeds"],
       ["--seeds=3", "--seeds"],
       ["--quik", "--quick"],
+      ["--all-case", "--all-cases"],
       ["--require-gpus", "--require-gpu"],
     ]
   ) {
