@@ -19,7 +19,7 @@ import { qwen3 } from "../../lib/model/qwen3.ts";
 import { type Matrix, matrixOf } from "../../lib/formats/matrix.ts";
 import type { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
-import { gpuTest, type Trial, withBinding } from "../support/gpu.ts";
+import { gpuTest, someOf, type Trial, withBinding } from "../support/gpu.ts";
 import { splitMatrix } from "../support/matrix.ts";
 
 const ODD: Qwen3Config = {
@@ -133,10 +133,13 @@ function uploaded(
 }
 
 for (
-  const [name, config, dtype] of [
-    ["odd sizes, bf16", ODD, "bf16"],
-    ["odder sizes, f16", ODDER, "f16"],
-  ] as const
+  const [name, config, dtype] of someOf(
+    [
+      ["odd sizes, bf16", ODD, "bf16"],
+      ["odder sizes, f16", ODDER, "f16"],
+    ] as const,
+    1,
+  )
 ) {
   gpuTest(`each verb agrees with the CPU: ${name}`, async (_, trial) => {
     const { random } = trial, { headDim, hiddenSize, vocabSize } = config;
