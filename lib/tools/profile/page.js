@@ -365,7 +365,7 @@ function roofline() {
     yAxis: log(scale.bottom, scale.top, "FLOP/s"),
     series: [...roofSeries(scale), markSeries(marks)],
     graphic: {
-      elements: names(marks, scale.roofs, (value) => {
+      elements: names(marks, scale, (value) => {
         const padding = parseFloat(getComputedStyle(s).paddingLeft);
         return pixelOf(scale, value, s.clientWidth - 2 * padding, height());
       }),
@@ -465,7 +465,7 @@ const LINE = 15, LETTER = 7.6;
  * Labels next to the largest marks of a roofline, placed so that they cover nothing.
  * `place` gives the pixels of a value and the right end of the chart.
  */
-function names(marks, roofs, place) {
+function names(marks, { roofs, grid }, place) {
   const elements = [];
   // Boxes that a label must not cover: [left, top, right, bottom].
   const taken = [
@@ -497,10 +497,12 @@ function names(marks, roofs, place) {
       const wide = LETTER * point.name.length;
       const from = Math.min(...near.map(({ x, r }) => x - r)) - 14;
       const to = Math.max(...near.map(({ x, r }) => x + r)) + 14;
-      const onRight = name === "prefill"
-        ? to + wide < point.right
-        : from - wide < 40;
-      const x = onRight ? to : from;
+      // The axis has its own texts left of the grid.
+      const fitsLeft = from - wide >= grid.left;
+      const fitsRight = to + wide < point.right;
+      const onRight = !fitsLeft || name === "prefill" && fitsRight;
+      const inside = Math.max(grid.left, Math.min(to, point.right - wide));
+      const x = onRight ? inside : from;
       const box = (y) => [
         onRight ? x : x - wide,
         y - LINE / 2,
