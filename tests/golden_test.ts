@@ -35,7 +35,7 @@ const F32_ERROR = 1e-4, DEVICE_ERROR = 1e-3;
 const ALL_LENGTHS = Deno.env.get("QWEN3_ALL_LENGTHS") === "1";
 const AFFORDABLE = ALL_LENGTHS
   ? { gpu: Infinity, cpu: Infinity }
-  : { gpu: 6e9, cpu: 80e9 };
+  : { gpu: 6e9, cpu: 40e9 };
 /** The one model with all its layers: prompts up to 17 tokens run at any cost. */
 const WHOLE = "qwen3-0.6b", WHOLE_TOKENS = 17;
 /**

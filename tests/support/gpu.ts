@@ -39,7 +39,7 @@ export function quickGpuTest(name: string, fn: GpuTest): void {
 
 /**
  * Registers a test for the CPU and for the GPU. A software adapter takes each with a chance
- * of two in three.
+ * of one in two.
  */
 export function eachDevice(
   name: string,
@@ -47,7 +47,7 @@ export function eachDevice(
 ): void {
   Deno.test(`${name} (cpu)`, () => fn("cpu"));
   const isLeft = SOFTWARE && !ALL_CASES &&
-    registering.pick([true, false, false]);
+    registering.pick([true, false]);
   if (!isLeft) gpuTest(`${name} (gpu)`, () => fn("gpu"));
 }
 
