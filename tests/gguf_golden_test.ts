@@ -12,7 +12,15 @@ import { GpuSequences } from "../lib/gpu/sequences.ts";
 import { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "../mod.ts";
 import { ggufCases } from "./support/gguf_golden.ts";
 import { relativeError } from "./support/golden.ts";
-import { gpuTest, openTested, someOf, testedOn } from "./support/gpu.ts";
+import {
+  gpuTest,
+  openTested,
+  type Precision,
+  PRECISIONS,
+  precisionsOnGpu,
+  someOf,
+  testedOn,
+} from "./support/gpu.ts";
 
 const FILES = new URL("fixtures/gguf/files/", import.meta.url).pathname;
 const F32_ERROR = 1e-4, F16_ERROR = 3e-3;
@@ -139,9 +147,6 @@ function testHalf(file: string, golden: string, quantize?: string): void {
   );
 }
 
-type Precision = "f32" | "auto";
-const PRECISIONS: Precision[] = ["f32", "auto"];
-
 function testFile(
   file: string,
   golden: string,
@@ -173,17 +178,10 @@ const NAMES = [
   "tiny-moe-bf16-MXFP4_MOE",
   "split-Q8_0-00001-of-00003",
 ];
-// A software adapter takes some files in f32 and others in auto, which differs there in the
-// type of the cache. The CPU takes all.
-const inF32 = someOf(NAMES, 3);
-const others = NAMES.filter((name) => !inF32.includes(name));
-const inAuto = others.length ? someOf(others, 3) : NAMES;
+const onGpu = precisionsOnGpu(NAMES, 3);
 for (const name of NAMES) {
-  const onGpu = PRECISIONS.filter((precision) =>
-    (precision === "f32" ? inF32 : inAuto).includes(name)
-  );
   const golden = name.replace(/^split-Q8_0.*/, "base-Q8_0");
-  testFile(`${FILES}${name}.gguf`, FILES + golden, onGpu);
+  testFile(`${FILES}${name}.gguf`, FILES + golden, onGpu(name));
 }
 
 const HALVES: Parameters<typeof testHalf>[] = [

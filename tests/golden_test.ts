@@ -21,12 +21,16 @@ import {
   readSyntheticGolden,
   relativeError,
 } from "./support/golden.ts";
-import { gpuTest, someOf, testedOn } from "./support/gpu.ts";
+import {
+  gpuTest,
+  type Precision,
+  PRECISIONS,
+  precisionsOnGpu,
+  testedOn,
+} from "./support/gpu.ts";
 import { slowTest } from "./support/quick.ts";
 
 type Device = "gpu" | "cpu";
-type Precision = "f32" | "auto";
-const PRECISIONS: Precision[] = ["f32", "auto"];
 
 /** Relative errors allowed: of precision f32, and between GPU and CPU. */
 const F32_ERROR = 1e-4, DEVICE_ERROR = 1e-3;
@@ -70,14 +74,15 @@ const SYNTHETIC = [
 ];
 
 const STORIES = "stories-3m";
-const small = onGpu([...TINY, STORIES], 4), large = onGpu(SYNTHETIC, 2);
+const small = precisionsOnGpu([...TINY, STORIES], 4);
+const large = precisionsOnGpu(SYNTHETIC, 2);
 for (const name of [...TINY, STORIES]) {
   const read = name === STORIES ? readStories : () => readGolden(name);
-  testGolden(name, read, precisionsOf(small, name), Deno.test);
+  testGolden(name, read, small(name), Deno.test);
 }
 for (const name of SYNTHETIC) {
   const read = () => readSyntheticGolden(name);
-  const precisions = precisionsOf(large, name);
+  const precisions = large(name);
   // Seconds each. What the GPU computes in f32 is as close to the same reference.
   const byGpu = precisions.length === 1 && precisions[0] === "f32";
   testGolden(name, read, precisions, byGpu ? undefined : slowTest);
@@ -100,26 +105,6 @@ for (const device of ["gpu", "cpu"] as const) {
       `it is ${actual}, expected ${expected}`,
     );
   });
-}
-
-/**
- * The models that run on the GPU, by precision. A software adapter takes `most` random ones
- * in f32 and `most` others in auto, which differs there in the type of the cache.
- */
-function onGpu(
-  names: readonly string[],
-  most: number,
-): Record<Precision, readonly string[]> {
-  const f32 = someOf(names, most);
-  const others = names.filter((name) => !f32.includes(name));
-  return { f32, auto: others.length ? someOf(others, most) : names };
-}
-
-function precisionsOf(
-  chosen: Record<Precision, readonly string[]>,
-  name: string,
-): Precision[] {
-  return PRECISIONS.filter((precision) => chosen[precision].includes(name));
 }
 
 function readStories(): Promise<Golden> {

@@ -23,6 +23,13 @@ export function adapterName(
     device || `${vendor} ${architecture}`.trim() || "GPU";
 }
 
+/** Whether an adapter is a software renderer (llvmpipe, SwiftShader, …). */
+export const isSoftware = (
+  info: AdapterNames & Pick<GPUAdapterInfo, "isFallbackAdapter">,
+): boolean =>
+  info.isFallbackAdapter ||
+  /llvmpipe|swiftshader|software/i.test(adapterName(info));
+
 /**
  * NVIDIA cards with 40 MB of L2 or more, which reading ahead needs (bench/log.md,
  * "Reading ahead").

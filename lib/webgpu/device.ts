@@ -14,7 +14,7 @@ import { MATRIX_LANES } from "../dispatch/matrices.ts";
 import type { Constants } from "../dispatch/shapes.ts";
 import { DeviceError, errorText, NoAdapterError } from "../errors.ts";
 import { host } from "../host.ts";
-import { adapterClass, adapterName } from "./adapter.ts";
+import { adapterClass, adapterName, isSoftware } from "./adapter.ts";
 import {
   type DeviceOptions,
   findImplementation,
@@ -342,8 +342,7 @@ export class Gpu implements Disposable {
   ) {
     const { info } = adapter;
     this.name = adapterName(info);
-    this.software = info.isFallbackAdapter ||
-      /llvmpipe|swiftshader|software/i.test(this.name);
+    this.software = isSoftware(info);
     this.adapterClass = adapterClass(info, this.software);
     this.implementation = found.implementation;
     this.descriptor = found.descriptor;

@@ -3,6 +3,7 @@ import type { CpuTensor } from "../../lib/formats/tensor.ts";
 import type { Dtype } from "../../lib/dtype.ts";
 import { type Matrix, withPlanes } from "../../lib/formats/matrix.ts";
 import { openDevice } from "../../lib/device/open_device.ts";
+import { isSoftware } from "../../lib/webgpu/adapter.ts";
 import { Gpu } from "../../lib/webgpu/device.ts";
 import type { Kernel, Operands } from "../../lib/webgpu/kernel.ts";
 import { type AddOptions, Plan } from "../../lib/webgpu/plan.ts";
@@ -81,8 +82,7 @@ export const ALL_CASES = Deno.env.get("QWEN3_ALL_CASES") === "1";
 
 /** Whether GPU tests run on a software adapter, which compiles each kernel for seconds. */
 export const SOFTWARE = webgpu === undefined && adapter != null &&
-  (adapter.info.isFallbackAdapter ||
-    /llvmpipe|swiftshader|software/i.test(adapter.info.description));
+  isSoftware(adapter.info);
 
 /**
  * What to register tests for: on a software adapter `most` random elements of `all`, in
@@ -90,6 +90,26 @@ export const SOFTWARE = webgpu === undefined && adapter != null &&
  */
 export const someOf = <T>(all: readonly T[], most: number): readonly T[] =>
   SOFTWARE ? pickSome(all, most, registering) : all;
+
+/** Precisions that models are tested in. */
+export const PRECISIONS = ["f32", "auto"] as const;
+export type Precision = typeof PRECISIONS[number];
+
+/**
+ * The precisions that a model runs in on the GPU. A software adapter takes `most` random ones
+ * of `names` in f32 and `most` others in auto, which differs there in the type of the cache.
+ */
+export function precisionsOnGpu(
+  names: readonly string[],
+  most: number,
+): (name: string) => readonly Precision[] {
+  const f32 = someOf(names, most);
+  const others = names.filter((name) => !f32.includes(name));
+  const auto = others.length ? someOf(others, most) : names;
+  const chosen = { f32, auto };
+  return (name) =>
+    PRECISIONS.filter((precision) => chosen[precision].includes(name));
+}
 
 function pickSome<T>(
   all: readonly T[],

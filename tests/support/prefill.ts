@@ -38,8 +38,6 @@ export function runPrefill(
   const cache = k.dtype === "u32" ? "q8_0" : "f32"; // or f16, which is read likewise
   const SUBGROUPS = trial.gpu.subgroupSize >= 16 ? 1 : 0;
   const kernel = KERNELS[by], group = heads / kvHeads, m = rows;
-  // A software adapter compiles half as many products.
-  const matrixTile = { KEYS: trial.gpu.software ? 32 : 64 };
   const y = trial.filled([m * (1 + splits), heads * headDim]);
   const state = trial.upload(stateTensor(m, heads));
   trial.run(kernel, {
@@ -53,7 +51,10 @@ export function runPrefill(
     constants: {
       HEAD_DIM: headDim,
       ROWS,
-      ...by === "matrices" ? matrixTile : { SUBGROUPS, LOG_LANES: 4 },
+      // With fewer keys a software adapter compiles half as many products.
+      ...by === "matrices"
+        ? { KEYS: trial.gpu.software ? 32 : 64 }
+        : { SUBGROUPS, LOG_LANES: 4 },
       ...(splits ? { SPLIT: 1 } : {}),
       ...cacheConstant(cache),
     },

@@ -12,7 +12,7 @@ import { errorText, NoAdapterError } from "../../errors.ts";
 import { DEFAULT_MODEL } from "../../load.ts";
 import { openDevice } from "../../device/open_device.ts";
 import { Gpu } from "../../webgpu/device.ts";
-import { adapterName } from "../../webgpu/adapter.ts";
+import { adapterName, isSoftware } from "../../webgpu/adapter.ts";
 import {
   type AdapterName,
   type DeviceOptions,
@@ -157,8 +157,7 @@ async function listAdapters(
   const several = seen.size > 1;
   for (const { info, by } of seen.values()) {
     const { vendor, device, architecture, description } = info;
-    const software = info.isFallbackAdapter ||
-      /llvmpipe|swiftshader|software/i.test(description);
+    const software = isSoftware(info);
     const kind = software
       ? "a software renderer, which runs on the CPU"
       : "a hardware GPU";

@@ -37,15 +37,13 @@ const TINY = fixture("tiny-tied-bf16");
 const STORIES =
   new URL("../../../models/stories-3m/", import.meta.url).pathname;
 const SHAPES = "synthetic:qwen3-0.6b?layers=1&vocab=4096";
-/** Most prompts have this length, so that profiles share kernels, which compile slowly. */
-const PROMPT = 68;
 
 let known: Promise<ProfileReport> | undefined;
 /** A profile of a tiny model on the GPU, compared with the CPU, shared by tests. */
 const tiny = () =>
   known ??= profile(TINY, {
     device: "gpu",
-    promptTokens: PROMPT,
+    promptTokens: 68,
     maxTokens: 24,
     compare: true,
   });
@@ -63,7 +61,7 @@ function clocked(chunk: number): Promise<ProfileReport> {
   const report = onClock.get(chunk) ?? profile(TINY, {
     device: "gpu",
     gpu: clockedGpu(CLOCK),
-    promptTokens: PROMPT,
+    promptTokens: 36,
     maxTokens: 24,
     chunk,
   });
@@ -174,11 +172,13 @@ gpuTest(
   },
 );
 
-gpuTest("coverage is complete in GPU mode", async (_, trial) => {
-  const stories = () =>
-    profile(STORIES, { device: "gpu", promptTokens: 9, maxTokens: 2 });
-  for (const report of trial.some([stories, layer], 1)) {
-    const { coverage, fallbacks } = await report();
+gpuTest("coverage is complete in GPU mode", async () => {
+  const stories = await profile(STORIES, {
+    device: "gpu",
+    promptTokens: 9,
+    maxTokens: 2,
+  });
+  for (const { coverage, fallbacks } of [stories, await layer()]) {
     assertEquals(coverage.calls.gpu, coverage.calls.total);
     assertEquals(coverage.flops.gpu, coverage.flops.total);
     assert(coverage.calls.total > 10, `${coverage.calls.total} calls`);
@@ -371,33 +371,34 @@ gpuTest("small grids on a large adapter are found", async () => {
 
 gpuTest(
   "decode of wide weights is bound by memory, of narrow ones by dispatches",
-  async (_, trial) => {
+  async () => {
     const peaks = { readGBps: 1000, f32TFLOPS: 10, fillWorkgroups: 256 };
-    const run = (model: string) =>
-      profile(model, { device: "gpu", promptTokens: 1, maxTokens: 4 });
-    const decode = (
-      report: ProfileReport,
+    const decode = async (
+      model: string,
       ms: (operation: Operation) => number,
-    ) =>
-      verdictsOf(timed(report, peaks, ms))
+    ) => {
+      const report = await profile(model, {
+        device: "gpu",
+        promptTokens: 1,
+        maxTokens: 4,
+      });
+      return verdictsOf(timed(report, peaks, ms))
         .find(({ rule }) => rule === "decode")!;
+    };
     // Each dispatch takes 5 µs, plus its reads at 80 % of the peak.
     const ms = ({ bytes, calls }: Operation) => 5e-3 * calls + bytes / 0.8e9;
-    const wide = decode(await run("synthetic:qwen3-4b?layers=1&vocab=64"), ms);
+    const wide = await decode("synthetic:qwen3-8b?layers=1&vocab=64", ms);
     assertMatch(
       wide.text,
       /^decode is bound by memory: \d+ % of .*gate_up_proj/,
     );
     assertEquals(wide.severity, "green");
-    const inF32 = () => run(fixture("tiny-untied-f32"));
-    for (const report of trial.some([tiny, inF32], 1)) {
-      const narrow = decode(await report(), ms);
-      assertMatch(
-        narrow.text,
-        /^decode reaches [\d.]+ % of its bound, memory at .* dispatches of/,
-      );
-      assertEquals(narrow.severity, "yellow");
-    }
+    const narrow = await decode(fixture("tiny-untied-f32"), ms);
+    assertMatch(
+      narrow.text,
+      /^decode reaches [\d.]+ % of its bound, memory at .* dispatches of/,
+    );
+    assertEquals(narrow.severity, "yellow");
   },
 );
 
@@ -441,7 +442,7 @@ gpuTest("CPU and GPU profiles count the same FLOPs", async () => {
   const [onGpu] = (await tiny()).phases;
   const onCpu = (await profile(TINY, {
     device: "cpu",
-    promptTokens: PROMPT,
+    promptTokens: 68,
     maxTokens: 6,
   })).phases[0];
   const flops = ({ operations }: Phase) =>
@@ -471,7 +472,7 @@ gpuTest(
     const report = await profile(TINY, {
       device: "gpu",
       gpu: wrapGpu({ without: ["timestamp-query"] }).gpu,
-      promptTokens: 3,
+      promptTokens: 4,
       maxTokens: 4,
     });
     assertEquals(report.timedBy, "passes");
@@ -490,11 +491,7 @@ gpuTest(
 
 gpuTest("a profile counts the bytes of a cache in q8_0", async () => {
   const bytesOf = async (kv: "f16" | "q8_0") => {
-    const options = {
-      device: "gpu",
-      promptTokens: PROMPT,
-      maxTokens: 2,
-    } as const;
+    const options = { device: "gpu", promptTokens: 30, maxTokens: 2 } as const;
     const { phases, device } = await profile(TINY, { ...options, kv });
     const cache = device.choices.find(({ what }) => what === "KV cache");
     assertEquals(cache?.value, kv);
@@ -504,9 +501,9 @@ gpuTest("a profile counts the bytes of a cache in q8_0", async () => {
     assertMatch(found.dtypes, new RegExp(`f32 × ${kv} → f32`));
     return found.bytes / found.calls;
   };
-  // 2 kv heads × 69 keys and their values, of 32 values each: 64 and 36 bytes.
+  // 2 kv heads × 31 keys and their values, of 32 values each: 64 and 36 bytes.
   const saved = await bytesOf("f16") - await bytesOf("q8_0");
-  assertEquals(saved, 2 * (PROMPT + 1) * (64 - 36));
+  assertEquals(saved, 2 * 31 * (64 - 36));
 });
 
 gpuTest("an operation that is left out saves its share of a step", async () => {
@@ -554,7 +551,7 @@ gpuTest("a trace has a GPU and a CPU lane on one clock", async () => {
   const sleeping = await profile(TINY, {
     device: "gpu",
     gpu: navigator.gpu, // with it, the next chunk is encoded during a readback
-    promptTokens: PROMPT,
+    promptTokens: 2,
     maxTokens: 20,
   });
   for (const profiled of [report, sleeping]) {
@@ -655,17 +652,17 @@ gpuTest("a weight that is split over bindings is one operation", async () => {
 });
 
 gpuTest("a batch is profiled in prefill, decode and loop", async () => {
-  const options = { promptTokens: PROMPT, maxTokens: 3, batch: 3 };
+  const options = { promptTokens: 9, maxTokens: 3, batch: 3 };
   const onGpu = await profile(TINY, { ...options, device: "gpu" });
   const onCpu = await profile(TINY, { ...options, device: "cpu" });
   for (const { phases: [prefill, decode], batch, notes } of [onGpu, onCpu]) {
     const of = (phase: Phase, name: string) =>
       phase.operations.find((operation) => operation.name === name)!;
-    assertEquals([batch, prefill.tokens, decode.tokens], [3, 3 * PROMPT, 3]);
+    assertEquals([batch, prefill.tokens, decode.tokens], [3, 27, 3]);
     // Prompts run one by one through two layers; then one token of each is sampled.
-    assertEquals(of(prefill, "qkv_proj").shape, `[${PROMPT}, 64] × [64, 256]`);
+    assertEquals(of(prefill, "qkv_proj").shape, "[9, 64] × [64, 256]");
     assertEquals(of(prefill, "qkv_proj").calls, 6);
-    assertEquals(of(prefill, "qkv_proj").flops, 6 * 2 * PROMPT * 64 * 256);
+    assertEquals(of(prefill, "qkv_proj").flops, 6 * 2 * 9 * 64 * 256);
     assertEquals(of(prefill, "sampling").shape, "[3, 512]");
     assertEquals(of(decode, "qkv_proj").shape, "[3, 64] × [64, 256]");
     assertEquals(of(decode, "qkv_proj").calls, 2);
@@ -681,7 +678,7 @@ gpuTest("a batch is profiled in prefill, decode and loop", async () => {
   const { loop } = onGpu;
   assertEquals([loop!.steps, loop!.tokens], [2, 6]);
   const said = profileText(onGpu);
-  assertStringIncludes(said, `for 3 prompts of ${PROMPT}, `);
+  assertStringIncludes(said, "for 3 prompts of 9, ");
   assertStringIncludes(said, "6 tokens after the first 3, ");
 });
 
