@@ -9,6 +9,7 @@ import type {
   Reference,
   Result,
 } from "../../kernels/case.ts";
+import { chooseLiterals } from "../dispatch/literals.ts";
 import { fillSynthetic } from "../checkpoint/synthetic.ts";
 import {
   adjusted,
@@ -38,12 +39,14 @@ export const reference: Reference = {
 /**
  * Runs a kernel once.
  *
+ * @param literal whether its sizes are literals; by default as in a decode step
  * @returns the buffers that it may write
  */
 export async function runCase(
   gpu: Gpu,
   kernel: Kernel,
   { operands, constants, uniforms, grid }: KernelCase,
+  { literal }: { literal: boolean } = chooseLiterals(gpu),
 ): Promise<Buffers> {
   using memory = new DisposableStack();
   const { buffers } = kernel;
@@ -61,7 +64,7 @@ export async function runCase(
       "parts" in operand ? withPlanes(operand, upload) : upload(operand),
     ];
   });
-  using plan = new Plan(gpu);
+  using plan = new Plan(gpu, () => literal);
   plan.add(kernel, Object.fromEntries(tensors), {
     constants,
     uniforms,

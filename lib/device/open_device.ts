@@ -4,6 +4,7 @@
  * @module
  */
 import { defaultsFor } from "../dispatch/defaults.ts";
+import { chooseLiterals } from "../dispatch/literals.ts";
 import { chooseRepacking } from "../dispatch/loading.ts";
 import { givenOptions } from "../text/options.ts";
 import { loadTuning } from "./tuning_file.ts";
@@ -39,5 +40,7 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Gpu> {
   gpu.addChoice(await loadTuning(gpu));
   const { onDevice: _, ...repacking } = chooseRepacking(gpu);
   gpu.addChoice(repacking);
+  const { literal: __, ...sizes } = chooseLiterals(gpu);
+  gpu.addChoice(sizes);
   return gpu;
 }

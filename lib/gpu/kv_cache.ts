@@ -27,6 +27,7 @@ import {
   smallerCache,
 } from "../model/kv_cache.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
+import { literalsOf } from "../dispatch/literals.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { fillAngles, ropeFrequencies } from "../model/rope.ts";
 import { Tensor } from "../webgpu/tensor.ts";
@@ -134,6 +135,13 @@ export class GpuKvCache extends KvCache<Tensor>
     );
     const places = [sequences * (1 + table)];
     this.placesOnDevice = new Tensor(gpu, "u32", places, buffer, "places");
+  }
+
+  /** Which sizes of a pass of `tokens` tokens are literals; see {@linkcode literalsOf}. */
+  literals(tokens: number): ((name: string) => boolean) | undefined {
+    const { sequences, constants, state: { gpu } } = this;
+    const paged = constants !== NOT_PAGED;
+    return literalsOf({ tokens, sequences, paged }, gpu);
   }
 
   /**

@@ -638,7 +638,8 @@ export class GpuRows implements Rows {
     const ops = this.#ops, { gpu } = ops, cache = this.#cache;
     const reads = shape.first === this.#slots;
     using unfinished = new DisposableStack();
-    const plan = unfinished.use(new Plan(gpu));
+    const literals = cache.literals(shape.tokens);
+    const plan = unfinished.use(new Plan(gpu, literals));
     const owned = (label: string, data: Uint32Array<ArrayBuffer>) => {
       const { length } = data;
       const tensor = Tensor.create(gpu, "u32", [length], data, label);

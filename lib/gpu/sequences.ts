@@ -171,7 +171,8 @@ export class GpuSequences implements Disposable {
       this.#passes.delete(oldest);
     }
     using unfinished = new DisposableStack();
-    const plan = unfinished.use(new Plan(gpu));
+    const literals = this.#cache.literals(tokens);
+    const plan = unfinished.use(new Plan(gpu, literals));
     const rows = sequences * tokens;
     const input = whole
       ? this.state.tokens

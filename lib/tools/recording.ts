@@ -56,7 +56,12 @@ class CallPlan extends Plan {
 
   override add(kernel: Kernel, operands: Operands, options: AddOptions = {}) {
     const known = findKernel(kernel.name)!; // passes run kernels of the list only
-    this.calls.push({ kernel: known, operands, options });
+    const { literal } = this;
+    this.calls.push({
+      kernel: known,
+      operands,
+      options: { literal, ...options },
+    });
   }
 }
 
@@ -146,7 +151,7 @@ function sketchWeights(
 export function recordPass(device: Sketched, pass: SketchedPass): Call[] {
   const { tokens, sequences = 1, page, states = false, kv } = pass;
   const config = { ...pass.config, numHiddenLayers: 1 };
-  const gpu = sketch(device), plan = new CallPlan(gpu);
+  const gpu = sketch(device);
   const weights = sketchWeights(device, gpu, { ...pass, config });
   const { headDim, vocabSize } = config;
   const u32 = (label: string, ...shape: number[]) =>
@@ -160,6 +165,7 @@ export function recordPass(device: Sketched, pass: SketchedPass): Call[] {
     paging,
   });
   cache.record({ first: 0, sequences, tokens });
+  const plan = new CallPlan(gpu, cache.literals(tokens));
   const ops = new GpuOps(gpu, config, plan);
   const ends = states ? u32("ends", sequences) : undefined;
   const input = u32("tokens", sequences * tokens);
@@ -168,11 +174,12 @@ export function recordPass(device: Sketched, pass: SketchedPass): Call[] {
   if (states) return plan.calls;
   const size = { sequences, vocab: vocabSize, steps: 256 };
   const state = new SamplerState(gpu, size, cache.lengthsOnDevice);
+  const samples = new CallPlan(gpu);
   for (const way of WAYS) {
     const row = sampledRow(resolveSampling({ ...way, seed: 1 }));
-    addSampling(plan, result, chooseSampling([row], vocabSize), state);
+    addSampling(samples, result, chooseSampling([row], vocabSize), state);
   }
-  return plan.calls;
+  return [...plan.calls, ...samples.calls];
 }
 
 /** The calls of a kernel's test cases; a model's sizes come first. */

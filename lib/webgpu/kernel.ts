@@ -68,14 +68,20 @@ export type Operands = Readonly<Record<string, Operand>>;
 export interface CallOptions {
   constants?: Constants;
   uniforms?: Readonly<Record<string, number>>;
+  /**
+   * Which sizes and uniforms are literals in the text, by name; a kernel reads the others
+   * from memory. None by default.
+   */
+  literal?: (name: string) => boolean;
 }
 
 /** A checked call, ready to be recorded. */
 export interface Prepared {
   kernel: Kernel;
   shader: Shader;
-  /** Buffers in binding order; the uniforms follow. */
+  /** Buffers in binding order; the uniforms follow, if there are any. */
   entries: GPUBindGroupEntry[];
+  /** Empty if all uniforms are literals. */
   uniforms: ArrayBuffer;
   dims: Dims;
   constants: Constants;
@@ -117,7 +123,7 @@ export function prepare(
   operands: Operands,
   options: CallOptions = {},
 ): Prepared {
-  const { bound, dims, constants, code } = resolve(
+  const { bound, dims, constants, uniforms, code } = resolve(
     kernel,
     operands,
     options,
@@ -136,12 +142,12 @@ export function prepare(
   const types = all.map(({ access, view }) =>
     view === "texels" ? view : access === "in" ? "read-only-storage" : "storage"
   );
+  const data = uniformData(kernel, uniforms);
   const shader: Shader = {
     label: kernel.name,
     code,
-    types: [...types, "uniform"],
+    types: data.byteLength ? [...types, "uniform"] : types,
   };
-  const uniforms = uniformData(kernel, dims, options.uniforms ?? {});
   const grid = kernel.grid(
     { ...dims, ...options.uniforms },
     constants as Record<string, number>,
@@ -160,7 +166,7 @@ export function prepare(
       size: Math.max(16, Math.ceil(tensor.bytes / 16) * 16),
     },
   }));
-  return { kernel, shader, entries, uniforms, dims, constants, grid };
+  return { kernel, shader, entries, uniforms: data, dims, constants, grid };
 }
 
 /** The complete WGSL of a kernel for these operands. */
@@ -198,8 +204,9 @@ function resolve(
     given[`${x}_UNIT`] = unitSize(format, view);
   }
   const constants = { ...given, ...kernel.derive?.(given, dims) };
-  const code = source(kernel, bound, dims, constants, compiler);
-  return { bound, dims, constants, code };
+  const uniforms = uniformsOf(kernel, dims, options);
+  const code = source({ kernel, bound, constants, uniforms, compiler });
+  return { bound, dims, constants, uniforms, code };
 }
 
 /** Throws if a name is unknown: a misspelled one would silently use the default. */
@@ -300,33 +307,54 @@ function inferDims(kernel: Kernel, bound: Bound[]): Dims {
   return dims;
 }
 
+/** A size or a uniform of a call. */
+interface Uniform {
+  name: string;
+  type: "u32" | "f32";
+  /** undefined if none was given, which only a text without it may do. */
+  value: number | undefined;
+  /** Whether it is a literal in the text, not read from memory. */
+  literal: boolean;
+}
+
+function uniformsOf(
+  kernel: Kernel,
+  dims: Dims,
+  { uniforms: given = {}, literal = () => false }: CallOptions,
+): Uniform[] {
+  const types = kernel.uniforms ?? {};
+  return [...Object.keys(dims), ...Object.keys(types)].map((name) => {
+    const value = dims[name] ?? given[name], type = types[name] ?? "u32";
+    return { name, type, value, literal: literal(name) };
+  });
+}
+
+/** What the text of a call is made from. */
+interface Source {
+  kernel: Kernel;
+  bound: Bound[];
+  constants: Constants;
+  uniforms: Uniform[];
+  compiler: Compiler;
+}
+
 /** Generated WGSL by constants; the layers of a model share it. */
 const sources = new WeakMap<Kernel, Map<string, string>>();
 
-function source(
-  kernel: Kernel,
-  bound: Bound[],
-  dims: Dims,
-  constants: Constants,
-  compiler: Compiler,
-): string {
+function source(from: Source): string {
+  const { kernel, constants, uniforms, compiler } = from;
   let known = sources.get(kernel);
   if (!known) sources.set(kernel, known = new Map());
+  const literals = uniforms.map(({ literal, value }) => literal ? value : null);
   // The constants include the format and view of each buffer.
-  const key = JSON.stringify([compiler, constants]);
+  const key = JSON.stringify([compiler, constants, literals]);
   let code = known.get(key);
-  if (code === undefined) {
-    known.set(key, code = write(kernel, bound, dims, constants, compiler));
-  }
+  if (code === undefined) known.set(key, code = write(from));
   return code;
 }
 
 function write(
-  kernel: Kernel,
-  bound: Bound[],
-  dims: Dims,
-  constants: Constants,
-  compiler: Compiler,
+  { kernel, bound, constants, uniforms, compiler }: Source,
 ): string {
   const lines: string[] = [];
   // Constants that only the grid uses are left out, so that pipelines can be shared.
@@ -362,41 +390,50 @@ function write(
       fours.set(`${name}_min`, unit / format.integers.group);
     }
   }
-  const fields = [
-    ...Object.keys(dims).map((name) => `${name}: u32`),
-    ...Object.entries(kernel.uniforms ?? {}).map(([n, t]) => `${n}: ${t}`),
-  ];
-  lines.push(
-    `struct Uniforms { ${fields.join(", ") || "unused: u32"} }`,
-    `@group(0) @binding(${binding}) var<uniform> u: Uniforms;`,
-  );
+  const fields = uniforms.filter(({ literal }) => !literal)
+    .map(({ name, type }) => `${name}: ${type}`);
+  if (fields.length) {
+    lines.push(
+      `struct Uniforms { ${fields.join(", ")} }`,
+      `@group(0) @binding(${binding}) var<uniform> u: Uniforms;`,
+    );
+  }
   const [body, ...functions] = inlineLoads([
     unroll(kernel.body, constants, fours),
     ...declarations,
   ]);
-  const code = [...lines, ...used(functions, body)].join("\n") + body;
+  const literals = new Map(
+    uniforms.filter(({ literal }) => literal).map((one) => [one.name, one]),
+  );
+  const code = ([...lines, ...used(functions, body)].join("\n") + body)
+    .replace(/\bu\.(\w+)\b/g, (text, name: string) => {
+      const found = literals.get(name);
+      return found ? literalText(found) : text;
+    });
   return [`// ${kernel.name}`, ...directives(code, constants, compiler), code]
     .join("\n");
 }
 
+/** A literal of WGSL, which rounds a decimal fraction to the nearest f32. */
+const literalText = ({ type, value }: Uniform): string =>
+  type === "f32" ? `(${value}f)` : `${value}u`;
+
 function uniformData(
   kernel: Kernel,
-  dims: Dims,
-  given: Readonly<Record<string, number>>,
+  uniforms: readonly Uniform[],
 ): ArrayBuffer {
-  const types = kernel.uniforms ?? {};
-  const names = [...Object.keys(dims), ...Object.keys(types)];
-  const data = new ArrayBuffer(Math.max(16, Math.ceil(names.length / 4) * 16));
+  const missing = uniforms.find(({ value }) => value === undefined);
+  if (missing) {
+    throw new Error(
+      `Cannot run ${kernel.name}: no value for uniform ${missing.name}`,
+    );
+  }
+  const read = uniforms.filter(({ literal }) => !literal);
+  const data = new ArrayBuffer(Math.ceil(read.length / 4) * 16);
   const words = new DataView(data);
-  names.forEach((name, i) => {
-    const value = dims[name] ?? given[name];
-    if (value === undefined) {
-      throw new Error(
-        `Cannot run ${kernel.name}: no value for uniform ${name}`,
-      );
-    }
-    if (types[name] === "f32") words.setFloat32(4 * i, value, true);
-    else words.setUint32(4 * i, value, true);
+  read.forEach(({ type, value }, i) => {
+    if (type === "f32") words.setFloat32(4 * i, value!, true);
+    else words.setUint32(4 * i, value!, true);
   });
   return data;
 }

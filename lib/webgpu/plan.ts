@@ -59,7 +59,8 @@ export class Plan implements Disposable {
   #uniforms?: GPUBuffer;
   #owned: Disposable[] = [];
 
-  constructor(readonly gpu: Gpu) {}
+  /** @param literal see {@linkcode CallOptions} */
+  constructor(readonly gpu: Gpu, readonly literal?: CallOptions["literal"]) {}
 
   /**
    * Records a dispatch.
@@ -67,7 +68,8 @@ export class Plan implements Disposable {
    * @throws {Error} if shapes disagree with the kernel's contract.
    */
   add(kernel: Kernel, operands: Operands, options: AddOptions = {}): void {
-    const call = prepare(this.gpu, kernel, operands, options);
+    const { literal } = this;
+    const call = prepare(this.gpu, kernel, operands, { literal, ...options });
     this.#prepared.push({ call, options });
   }
 
@@ -88,32 +90,34 @@ export class Plan implements Disposable {
   seal(): this {
     const { device, limits } = this.gpu;
     const align = Math.max(16, limits.minUniformBufferOffsetAlignment);
+    if (this.#prepared.length === 0) return this;
     let size = 0;
     const offsets = this.#prepared.map(({ call }) => {
       const at = size;
       size += Math.ceil(call.uniforms.byteLength / align) * align;
       return at;
     });
-    if (size === 0) return this;
     const data = new Uint8Array(size);
     this.#prepared.forEach(({ call }, i) =>
       data.set(new Uint8Array(call.uniforms), offsets[i])
     );
-    this.#uniforms = this.gpu.buffer(
-      size,
-      "uniforms",
-      GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST,
-    );
-    device.queue.writeBuffer(this.#uniforms, 0, data);
+    if (size > 0) {
+      this.#uniforms = this.gpu.buffer(
+        size,
+        "uniforms",
+        GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST,
+      );
+      device.queue.writeBuffer(this.#uniforms, 0, data);
+    }
     this.#prepared.forEach(({ call, options }, i) => {
-      const uniform = {
+      const uniform = call.uniforms.byteLength === 0 ? [] : [{
         binding: call.entries.length,
         resource: {
           buffer: this.#uniforms!,
           offset: offsets[i],
           size: call.uniforms.byteLength,
         },
-      };
+      }];
       const { pipeline, layout } = compile(this.gpu, call.shader);
       this.dispatches.push({
         label: options.label ?? call.kernel.name,
@@ -124,7 +128,7 @@ export class Plan implements Disposable {
         pipeline,
         bindGroup: device.createBindGroup({
           layout,
-          entries: [...call.entries, uniform],
+          entries: [...call.entries, ...uniform],
         }),
         grid: call.grid,
         gridAt: options.gridAt,

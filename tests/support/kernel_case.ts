@@ -26,7 +26,7 @@ export function makeCase<P>(
 
 /**
  * Runs a case of a kernel and asserts all of its results, with `more` constants in
- * place of those that were chosen.
+ * place of those that were chosen. Whether its sizes are literals is random.
  */
 export async function checkCase<P>(
   kernel: LibraryKernel<P>,
@@ -37,15 +37,17 @@ export async function checkCase<P>(
   const one = makeCase(kernel, trial, given);
   if (!one) return;
   const constants = { ...one.constants, ...more };
-  const buffers = await runCase(trial.gpu, kernel, { ...one, constants });
+  const literal = trial.random.int(0, 1) === 1;
+  const how = { ...one, constants };
+  const buffers = await runCase(trial.gpu, kernel, how, { literal });
   for (const result of one.expected()) {
     const found = compare(result, buffers);
     if (passes(found)) continue;
     const of = typeof result.of === "string" ? result.of : "a result";
     throw new AssertionError(
-      `${kernel.name}, ${of} of ${one.what}, ${JSON.stringify(more)}: ${
-        differenceText(found)
-      }`,
+      `${kernel.name}, ${of} of ${one.what}, ${JSON.stringify(more)}${
+        literal ? ", sizes as literals" : ""
+      }: ${differenceText(found)}`,
     );
   }
 }

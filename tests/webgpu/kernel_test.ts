@@ -10,6 +10,7 @@ import {
   splitGrid,
 } from "../../lib/webgpu/kernel.ts";
 import { compile } from "../../lib/webgpu/pipeline.ts";
+import { Plan } from "../../lib/webgpu/plan.ts";
 import { matrixOf, type MatrixPart } from "../../lib/formats/matrix.ts";
 import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
@@ -209,6 +210,45 @@ gpuTest(
       const close = { absolute: 1e-5, relative: 1e-6 };
       assertAllClose(await y.read(), expected, close);
     }
+  },
+);
+
+Deno.test("sizes and uniforms that are literals are in the text, not in memory", () => {
+  const uniforms = { factor: -1e-6, shift: 7 };
+  const wgsl = (literal: (name: string) => boolean) =>
+    showWgsl(scaled, operands(), { uniforms, literal });
+  const some = wgsl((name) => name === "k" || name === "factor");
+  assertMatch(some, /struct Uniforms \{ m: u32, shift: u32 \}/);
+  assertMatch(some, /if \(e < 8u\) \{/);
+  assertMatch(some, /\* \(-0\.000001f\) \+ f32\(u\.shift\)/);
+  const all = wgsl(() => true);
+  assert(!/\bu\./.test(all) && !all.includes("uniform"), all);
+  assertMatch(all, /\+ f32\(7u\)/);
+});
+
+gpuTest(
+  "a call gives the same with literals, and several share a plan",
+  async (gpu, trial) => {
+    const { random } = trial, m = 3, k = 30;
+    const x = random.tensor("f32", [m, k]), given = trial.upload(x);
+    const uniforms = { factor: random.next() - 0.5, shift: random.int(0, 9) };
+    const expected = Array.from(
+      x.data,
+      (v) => 2 * (v * Math.fround(uniforms.factor) + uniforms.shift),
+    );
+    const ways = [() => true, () => false, (name: string) => name === "m"];
+    using plan = new Plan(gpu);
+    const made = ways.map((literal) => {
+      const y = trial.filled([m, k]);
+      plan.add(scaled, { x: given, norm: trial.filled([k]), y }, {
+        constants: { TIMES: 2 },
+        ...{ uniforms, literal },
+      });
+      return y;
+    });
+    plan.run();
+    const close = { absolute: 1e-5, relative: 1e-6 };
+    for (const y of made) assertAllClose(await y.read(), expected, close);
   },
 );
 

@@ -11,6 +11,7 @@ import type { Gpu } from "../../webgpu/device.ts";
 import { GpuKvCache } from "../../gpu/kv_cache.ts";
 import { GpuOps } from "../../gpu/ops.ts";
 import { timeByWall } from "../peaks.ts";
+import type { CallOptions } from "../../webgpu/kernel.ts";
 import { Plan } from "../../webgpu/plan.ts";
 import { type CostContext, costsOf } from "./costs.ts";
 import {
@@ -186,8 +187,9 @@ class StepRecorder implements Disposable {
     return timed;
   }
 
-  #plan(): Plan {
-    return this.#ops.plan = this.stack.use(new Plan(this.setting.gpu));
+  #plan(literals?: CallOptions["literal"]): Plan {
+    const { gpu } = this.setting;
+    return this.#ops.plan = this.stack.use(new Plan(gpu, literals));
   }
 
   /** The forward pass of `tokens` tokens of each sequence from `first` on. */
@@ -203,7 +205,7 @@ class StepRecorder implements Disposable {
       { length: rows },
       (_, i) => (length + i) * 7919 % config.vocabSize,
     );
-    const plan = this.#plan();
+    const plan = this.#plan(this.cache.literals(tokens));
     const input = Tensor.create(gpu, "u32", [rows], ids, "tokens");
     this.stack.use(input);
     this.cache.record({ first, sequences, tokens });

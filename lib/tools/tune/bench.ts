@@ -146,7 +146,7 @@ export class Bench implements Disposable {
     { key, rows, head }: TuneCase,
     constants?: Candidate,
   ): Promise<Plan> {
-    const plan = new Plan(this.gpu);
+    const plan = new Plan(this.gpu, this.#cache.literals(rows));
     const { weights } = this;
     await this.#with(key, constants, () => {
       this.#ops.plan = plan;

@@ -1,0 +1,42 @@
+/**
+ * Which sizes the text of a kernel states, and which it reads from memory.
+ *
+ * @module
+ */
+import type { Choice } from "./choice.ts";
+
+/** The choice for decode steps, and whether their sizes are literals. */
+export function chooseLiterals(
+  { software }: { software: boolean },
+): Choice & { literal: boolean } {
+  const what = "sizes in the kernels of decode steps";
+  return software
+    ? {
+      what,
+      value: "read from memory",
+      reason: "a software renderer takes a second to compile each text",
+      literal: false,
+    }
+    : {
+      what,
+      value: "literals",
+      reason: 'each kernel waits for sizes that it reads ("Sizes as literals")',
+      literal: true,
+    };
+}
+
+/**
+ * Which sizes and uniforms of a pass are literals, if any: those of a decode step that are the
+ * same in every cache of the model. The pages of a cache grow, and the context of several
+ * sequences fits their texts.
+ */
+export function literalsOf(
+  { tokens, sequences, paged }: Readonly<
+    { tokens: number; sequences: number; paged: boolean }
+  >,
+  device: { software: boolean },
+): ((name: string) => boolean) | undefined {
+  if (tokens > 1 || !chooseLiterals(device).literal) return undefined;
+  const varies = paged ? "sequences" : sequences > 1 ? "context" : undefined;
+  return (name) => name !== varies;
+}
