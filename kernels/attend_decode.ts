@@ -28,7 +28,13 @@ import {
   stateTensor,
 } from "./attention_case.ts";
 import { type Buffers, EPS, room, SUM, u32Tensor } from "./case.ts";
-import { attentionCost } from "./cost.ts";
+import { attentionCost, projectedCost } from "./cost.ts";
+import {
+  deriveProject,
+  LOAD_WEIGHTS,
+  PROJECT,
+  projectedCase,
+} from "./attend_project.ts";
 import { defineKernel } from "./define.ts";
 import {
   HALF_A_STEP,
@@ -167,6 +173,8 @@ interface DecodeCase extends AttentionCase {
   merge?: boolean;
   /** Whether the row is rounded for the next kernel; skipped where that would not be done. */
   leaves?: boolean;
+  /** Format and rows of o_proj, if the kernel multiplies by it; skipped where lanes cannot. */
+  project?: readonly [format: string, n: number];
 }
 
 const HALF_STEP = {
@@ -211,12 +219,14 @@ const BATCH_STEP = {
  * (heads.ts). The last workgroup of a head to count itself there merges them (MERGE 1), or
  * merge_splits.ts does, which finds the number of splits in `state[1]`.
  *
+ * With PROJECT, it multiplies the result by o_proj too; see attend_project.ts.
+ *
  * The kernel has few workgroups and leaves memory idle, so FETCHERS extra workgroups read
  * the matrices `next` and `after` into the cache, up to AHEAD units of 16 bytes.
  */
 export const attendDecode = defineKernel<DecodeCase>({
   name: "attendDecode",
-  buffers: ({ VEC, FETCHERS, HEAD_DIM, CACHE, LEAVES }) => {
+  buffers: ({ VEC, FETCHERS, HEAD_DIM, CACHE, LEAVES, PROJECT }) => {
     const view = VEC === 4 ? "vec4" : "scalar";
     // Units of 16 bytes if half a head is a whole number of them.
     const cache = CACHE === "q8_0"
@@ -229,7 +239,14 @@ export const attendDecode = defineKernel<DecodeCase>({
       positions: `rows headDim as ${view}`,
       k: `inout sequences kvHeads context ${cache}`,
       v: `inout sequences kvHeads context ${cache}`,
-      y: `inout any as ${view}`,
+      ...(PROJECT
+        ? {
+          w: "n k as unit",
+          y: "inout m n",
+          squares: "out m parts",
+          pieces: "inout any as atomic",
+        }
+        : { y: `inout any as ${view}` }),
       state: "inout any as atomic",
       ...(LEAVES ? { left: "out any as quad" } : {}),
       ...(FETCHERS ? { next: "any as unit", after: "any as unit" } : {}),
@@ -248,13 +265,14 @@ export const attendDecode = defineKernel<DecodeCase>({
     STEPS: 2,
     MERGE: 0,
     LEAVES: 0,
+    PROJECT: 0,
     BATCH: 4,
     FETCHERS: 0,
     AHEAD: 0,
     CACHE: "float",
     ...NOT_PAGED,
   },
-  derive: (c, { m, kvHeads }) => {
+  derive: (c, { m, kvHeads, n, k, parts }) => {
     const VEC = Number(c.VEC), HEAD_DIM = Number(c.HEAD_DIM);
     const leaves = !!c.LEAVES;
     if (
@@ -262,6 +280,11 @@ export const attendDecode = defineKernel<DecodeCase>({
     ) {
       throw new Error(
         `Cannot round ${m} × ${kvHeads} heads of ${HEAD_DIM}: there must be one row, heads of whole blocks of ${ROUNDED_BLOCK}, lanes that exchange values, and no other kernel that merges splits`,
+      );
+    }
+    if (c.PROJECT && (m > 1 || VEC !== 4)) {
+      throw new Error(
+        `Cannot project ${m} rows of heads of ${HEAD_DIM} in attendDecode: there must be one row, and heads of multiples of 8`,
       );
     }
     const LOG_KEY_LANES = Number(c.LOG_KEY_LANES);
@@ -319,6 +342,12 @@ export const attendDecode = defineKernel<DecodeCase>({
       ROUNDS: Math.ceil((GROUP + 2) / NORM_GROUPS),
       PARTS,
       LOG_PARTS: Math.log2(PARTS),
+      ...(c.PROJECT
+        ? deriveProject(c, {
+          ...{ columns: GROUP * HEAD_DIM, k, n, parts, lanes: LANES },
+          groups: kvHeads * Number(c.SHARES),
+        })
+        : {}),
       ...(leaves
         ? {
           LEFT_BLOCKS: kvHeads * Number(c.SHARES) * GROUP * HEAD_DIM /
@@ -363,9 +392,17 @@ export const attendDecode = defineKernel<DecodeCase>({
       };
     },
   },
-  grid: ({ kvHeads, m }, { SHARES, FETCHERS }) =>
-    decodeGrid(1, kvHeads * SHARES, m, FETCHERS),
-  cost: (call) => attentionCost(call, ["q_norm, k_norm, RoPE, KV append"]),
+  grid: ({ kvHeads, m, n }, { SHARES, FETCHERS, PROJECT }) =>
+    decodeGrid(
+      PROJECT ? Math.ceil(n / PROJECT) : 1,
+      kvHeads * SHARES,
+      m,
+      FETCHERS,
+    ),
+  cost(call) {
+    const costs = attentionCost(call, ["q_norm, k_norm, RoPE, KV append"]);
+    return call.constants.PROJECT ? projectedCost(call, costs) : costs;
+  },
   body: /* wgsl */ `
 ${LANES}
 ${HEADS}
@@ -375,7 +412,7 @@ const LOW = ${LOW}; // below every score
 var<workgroup> sums: array<E, LANE_GROUPS * GROUP * WIDTH>;
 var<workgroup> stat: array<vec2f, (LANE_GROUPS + 1u) * GROUP>; // maximum and sum of weights
 var<workgroup> vectors: array<E, (GROUP + 2u) * WIDTH>; // q of each head, the new key and value
-@if MERGE { var<workgroup> before: u32; }
+@if MERGE || PROJECT { var<workgroup> before: u32; }
 
 ${QUANTS}
 @if CACHE == "q8_0" {
@@ -435,6 +472,7 @@ fn block_size(begin: u32, block: u32) -> f32 {
 ${ROUND_FOUR}
 ${LEFT}
 }
+@if PROJECT == 0 {
 // Writes a result. All lanes call it: four neighbors have a block that is rounded.
 fn finish(at: u32, value: E, own: bool) {
   @if LEAVES {
@@ -442,6 +480,7 @@ fn finish(at: u32, value: E, own: bool) {
     if (own) { left_put(at, made); }
   }
   if (own) { y_put(at, value); }
+}
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -468,9 +507,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   ${cacheBase("first_row", "sequence", "kv_head")}
   // Splits take turns at tiles of keys; the last one also takes the new token. The first tile
   // of each can be loaded before the position is known.
-  let begin = wg.x * TILE;
-  let stride = groups.x * TILE;
-  let last_split = wg.x + 1u == groups.x;
+  @if PROJECT { let split = 0u; let splits = 1u; } @else { let split = wg.x; let splits = groups.x; }
+  let begin = split * TILE;
+  let stride = splits * TILE;
+  let last_split = split + 1u == splits;
   // Loads past the end read any key that there is.
   @if LOG_PAGE { let last = max(position, 1u) - 1u; } @else { let last = u.context - 1u; }
 
@@ -500,7 +540,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     @split var vd: array<f32, STEPS * UNITS>;
   }
   ${fetch("k", "begin")}
-  ${fetch("v", "begin")}
+  ${fetch("v", "begin")}${LOAD_WEIGHTS}
   @unroll for (var p = 0; p < NORM_PAIRS; p++) {
     let at = position * 2u * HALF + min(${NORM_PLACE}, HALF - 1u);
     turned[2 * p] = ${angle("at")};
@@ -512,7 +552,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     var squared = 0.0;
     @unroll for (var p = 0; p < NORM_PAIRS; p++) {
       let inside = ${NORM_PLACE} < HALF;
-      squared += select(0.0, squares(x[2 * (r * NORM_PAIRS + p)]) + squares(x[2 * (r * NORM_PAIRS + p) + 1]), inside);
+      squared += select(0.0, square(x[2 * (r * NORM_PAIRS + p)]) + square(x[2 * (r * NORM_PAIRS + p) + 1]), inside);
     }
     let factor = inverseSqrt(norm_sum(squared, tid) / f32(HEAD_DIM) + u.eps);
     let scale = select(1.0, u.scale, n < GROUP);
@@ -652,7 +692,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
   workgroupBarrier();
-  if (last_split && wg.y % SHARES == 0u) {
+  @if PROJECT { let appends = wg.x == 0u; } @else { let appends = last_split; }
+  if (appends && wg.y % SHARES == 0u) {
     // Other threads than those that have results below.
     let spare = WORKGROUP - 1u - tid;
     ${cachedRow("new_row", "position")}
@@ -690,17 +731,23 @@ ${ADD_PARTS}
     let weight = exp(fresh.x - high) * fresh.y;
     all += weight;
     sum += weight * vectors[(GROUP + 1u) * WIDTH + i % WIDTH];
-    if (groups.x == 1u) { finish(head * WIDTH + i % WIDTH, sum / all, own); }
-    else if (own) {
-      y_put(partial + (head * groups.x + wg.x) * WIDTH + i % WIDTH, sum);
-      if (i % WIDTH == 0u) {
-        let split = split_of(head, groups.x, wg.x);
-        atomicStore(&state[split], bitcast<u32>(high));
-        atomicStore(&state[split + 1u], bitcast<u32>(all));
+    @if PROJECT {
+      if (own) { vectors[i] = sum / all; } // in place of q
+    } @else {
+      if (splits == 1u) { finish(head * WIDTH + i % WIDTH, sum / all, own); }
+      else if (own) {
+        y_put(partial + (head * splits + split) * WIDTH + i % WIDTH, sum);
+        if (i % WIDTH == 0u) {
+          let at = split_of(head, splits, split);
+          atomicStore(&state[at], bitcast<u32>(high));
+          atomicStore(&state[at + 1u], bitcast<u32>(all));
+        }
       }
     }
   }
-  @if MERGE {
+  @if PROJECT {
+${PROJECT}
+  } @else { @if MERGE {
     if (groups.x > 1u) {
       // Each workgroup writes its results before it is counted, so the last one counted
       // sees all results. No workgroup waits.
@@ -753,7 +800,7 @@ ${ADD_PARTS}
     }
   } @else {
     if (tid == 0u) { atomicStore(&state[1], groups.x); } // for mergeSplits
-  }
+  } }
 }`,
   cases: [
     ...CONTEXT_CLASSES.flatMap((layout): DecodeCase[] => {
@@ -777,6 +824,16 @@ ${ADD_PARTS}
       merge: layout !== "short",
       cache: layout === "long" ? "q8_0" : "f16",
     })),
+    ...(["f32", "f16", "bf16", "q8_0", "q4_k"] as const).map(
+      (format, i): DecodeCase => ({
+        ...{ ...HALF_STEP, layout: "short", splits: 1 },
+        project: [format, 64 + 7 * i],
+      }),
+    ),
+    {
+      ...{ ...HALF_STEP, cache: "q8_0", layout: "short", splits: 1 },
+      ...{ project: ["bf16", 32], page: 16 },
+    },
     // A batch whose sequences have different lengths.
     { ...BATCH_STEP, layout: "short", splits: 2 },
     { ...BATCH_STEP, layout: "short", splits: 2, merge: true },
@@ -789,7 +846,7 @@ ${ADD_PARTS}
   ],
   makeCase(given, { device, random, reference }) {
     const { heads, kvHeads, headDim, layout, splits, merge = false } = given;
-    const { leaves = false } = given, k = heads * headDim;
+    const { leaves = false, project } = given, k = heads * headDim;
     const sizes = sizesOf(given), { rows } = sizes, group = heads / kvHeads;
     const choices = chooseDecodeAttention({
       ...{ headDim, group, rows, cache: given.cache },
@@ -799,42 +856,54 @@ ${ADD_PARTS}
     }, device);
     const choice = choices[CONTEXT_CLASSES.indexOf(layout)];
     if (merge && !choice.merges || leaves && !choice.leaves) return undefined;
+    if (project && !choice.constants.SUBGROUPS) return undefined;
     const inputs = reference.attentionInputs(random, sizes, given);
     // Reading the next weights ahead must not change the result.
     const { ahead } = choice, fetchers = ahead ? 4 : 0;
+    const groups = kvHeads * choice.shares;
+    const projected = project &&
+      projectedCase(
+        random.matrix(project[0], [project[1], k]),
+        groups,
+        reference,
+      );
     const weights = () => random.tensor("bf16", [64, 128]);
     const size = rows * k;
     return inPages(given, {
       what: `${attentionText(given)}, laid out for a ${layout} context` +
         (splits > 1 ? `, in ${splits} splits` : "") +
-        (merge ? ", merged" : "") + (leaves ? ", rounded" : ""),
+        (merge ? ", merged" : "") + (leaves ? ", rounded" : "") +
+        (project ? `, multiplied by ${project[0]} [${project[1]}, ${k}]` : ""),
       operands: {
         ...inputs,
         positions: positionsTensor(given.lengths, inputs.angles),
         y: room([rows * (1 + splits), k]),
         state: stateTensor(rows, heads),
         ...(leaves ? { left: u32Tensor([1, roundedSizes(k).words]) } : {}),
+        ...projected?.operands,
         ...(ahead ? { next: weights(), after: weights() } : {}),
       },
       constants: {
         ...choice.constants,
         ...ahead,
         MERGE: merge || leaves ? 1 : 0,
+        PROJECT: projected?.PROJECT ?? 0,
       },
       uniforms: { first: 0, eps: EPS, scale: headDim ** -0.5 },
-      grid: decodeGrid(splits, kvHeads * choice.shares, rows, fetchers),
+      grid: decodeGrid(projected?.blocks ?? splits, groups, rows, fetchers),
       expected: () => {
         const after = reference.appended(inputs, sizes);
+        const attended = reference.attended(after, sizes);
         return [
-          {
-            of: ({ y, state }) =>
+          ...(projected ? projected.expected(attended) : [{
+            of: ({ y, state }: Buffers) =>
               splits > 1 && !merge
                 ? merged(Array.from(y).slice(size), state, headDim, splits)
                   .values
                 : Array.from(y).slice(0, size),
-            ...reference.attended(after, sizes),
+            ...attended,
             tolerance: SUM,
-          },
+          }]),
           ...(leaves
             ? [{
               of: ({ y, left }: Buffers) =>

@@ -177,6 +177,27 @@ export function attentionCost(
   }];
 }
 
+/** Costs of attention that also multiplies by o_proj, split by their bytes. */
+export function projectedCost(call: CostCall, attention: Cost[]): Cost[] {
+  const { n, k } = call, bytes = n * k * call.size("w") + 8 * n;
+  const all = bytes + attention.reduce((sum, one) => sum + one.bytes, 0);
+  const share = bytes / all;
+  return [
+    ...attention.map((one) => ({ ...one, part: one.part * (1 - share) })),
+    ...call.whole({
+      name: "o_proj",
+      group: "linear",
+      matmul: true,
+      shape: `[1, ${k}] × [${k}, ${n}]`,
+      dtypes: `f32 × ${call.dtype("w")} → f32`,
+      flops: 2 * n * k,
+      bytes,
+      part: share,
+      fused: ["residual add"],
+    }),
+  ];
+}
+
 /** Cost of a sampling kernel, which reads all logits unless it only reads records. */
 export function samplingCost(call: CostCall, reads = true): Cost[] {
   const { sequences, config: { vocabSize } } = call.context;

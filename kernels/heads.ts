@@ -115,7 +115,7 @@ export const angle = (at: string) => `bitcast<E>(positions[turns + ${at}])`;
 export const HEADS = /* wgsl */ `
 @if VEC == 4 { alias E = vec4f; } @else { alias E = f32; }
 const HALF = HEAD_DIM / 2u / VEC; // elements in half a head
-fn squares(v: E) -> f32 { @if VEC == 4 { return dot(v, v); } @else { return v * v; } }
+fn square(v: E) -> f32 { @if VEC == 4 { return dot(v, v); } @else { return v * v; } }
 fn guard(v: E) {
   @if K_DTYPE != "f32" { if (!all(abs(v) <= vec4f(65504.0))) { atomicStore(&state[0], 1u); } }
 }

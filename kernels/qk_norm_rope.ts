@@ -146,7 +146,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     if (i < HALF) {
       a[p] = qkv_at((row * all + head) * 2u * HALF + i);
       b[p] = qkv_at((row * all + head) * 2u * HALF + HALF + i);
-      sum += squares(a[p]) + squares(b[p]);
+      sum += square(a[p]) + square(b[p]);
     }
   }
   sum = lanes_sum(sum, tid);

@@ -19,6 +19,8 @@ import {
   ROUNDED_BLOCK,
 } from "./shapes.ts";
 import type { CacheDtype } from "../formats/cached.ts";
+import type { Format } from "../formats/format.ts";
+import { isPowerOf2 } from "./limits.ts";
 import { multipliesIntegers, origin } from "./linear.ts";
 import { defaultsFor, PROCESSORS } from "./defaults.ts";
 import { attendKey } from "./keys.ts";
@@ -217,6 +219,83 @@ function roundsAttended(
   const buffers = mostBuffers(device);
   return buffers >= LEAVING_BUFFERS ||
     `that binds ${LEAVING_BUFFERS} storage buffers, the device allows ${buffers}`;
+}
+
+/** Attention of few keys and o_proj in one dispatch. */
+export interface ProjectionChoice {
+  constants: Constants;
+  /** Workgroups that share a kv head's query heads, for each block of rows of o_proj. */
+  shares: number;
+  /** Cached tokens from which on they are dispatches of their own. */
+  from: number;
+  reason: string;
+}
+
+/** Maximum loads of o_proj in flight in a lane, beside those of keys and values. */
+const MOST_PROJECTED = 16;
+
+/** Storage buffers that attention binds with o_proj, besides the planes of its matrix. */
+const PROJECTING_BUFFERS = 10;
+
+/**
+ * Chooses whether attention of a single row's few keys also multiplies by o_proj ("Attention
+ * with o_proj"): each block of rows of `w` then computes its heads' attention for itself, which
+ * costs less than a dispatch as long as there are few blocks.
+ *
+ * @returns why not, if that is not the device's default; undefined if it is
+ */
+export function chooseProjection(
+  { headDim, group, kvHeads, rows, cache, w }:
+    & Pick<DecodeShape, "headDim" | "group" | "cache">
+    & Readonly<{ kvHeads: number; rows: number; w: ProjectedMatrix }>,
+  device: Capabilities,
+): ProjectionChoice | string | undefined {
+  const { project } = defaultsFor(device).attendDecode;
+  if (!project || rows > 1) return undefined;
+  const { WORKGROUP, STEPS, PROJECT, from } = project;
+  const lanes = laneConstants(device);
+  const [{ format }, ...more] = w.parts;
+  const unit = format.loads[0], units = group * headDim / unit;
+  const blocks = Math.ceil(w.n / PROJECT);
+  const loads = PROJECT * units / WORKGROUP;
+  const buffers = mostBuffers(device);
+  const problem = more.length > 0
+    ? "its parts have different types"
+    : multipliesIntegers({ k: w.k, format, largest: w.largest }, device)
+    ? "it multiplies integers"
+    : !lanes.SUBGROUPS || headVector(headDim) !== 4
+    ? `lanes cannot share heads of ${headDim}`
+    : !isPowerOf2(units)
+    ? `${group * headDim} columns are not a power of 2 of loads of ${unit}`
+    : loads > MOST_PROJECTED
+    ? `${loads} loads of it would be in flight in a lane, at most ${MOST_PROJECTED} fit registers`
+    : kvHeads * blocks > MOST_WORKGROUPS
+    ? `${kvHeads} kv heads × ${blocks} blocks of ${PROJECT} rows would be more than ${MOST_WORKGROUPS} workgroups`
+    : buffers < PROJECTING_BUFFERS + 1
+    ? `with it, attention binds ${
+      PROJECTING_BUFFERS + 1
+    } storage buffers, the device allows ${buffers}`
+    : undefined;
+  if (problem) return problem;
+  return {
+    constants: {
+      ...layoutConstants({ headDim, group, cache }, "short", device),
+      ...{ WORKGROUP, STEPS, SHARES: 1, GROUP: group, PROJECT, ...lanes },
+      ...cacheConstant(cache),
+    },
+    shares: 1,
+    from,
+    reason:
+      `one token, under ${from} keys: norm, RoPE, append, attention and o_proj in one dispatch; each block of ${PROJECT} rows of o_proj computes the attention of a kv head's query heads for itself`,
+  };
+}
+
+/** The matrix that multiplies attention's result. */
+interface ProjectedMatrix {
+  readonly n: number;
+  readonly k: number;
+  readonly largest?: number;
+  readonly parts: readonly { readonly format: Format }[];
 }
 
 /**

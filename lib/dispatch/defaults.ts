@@ -69,6 +69,14 @@ type AttendConstants = Readonly<
   }
 >;
 
+/**
+ * Threads per workgroup, keys per thread at a time, rows of o_proj per workgroup, and the
+ * cached tokens from which on o_proj has a dispatch of its own.
+ */
+type ProjectConstants = Readonly<
+  { WORKGROUP: number; STEPS: number; PROJECT: number; from: number }
+>;
+
 /** The constants of one adapter class. */
 export interface Defaults {
   /** Where the constants come from, worded to end a reason. */
@@ -132,7 +140,10 @@ export interface Defaults {
     largeF32?: TileConstants;
     other: TileConstants;
   };
-  attendDecode: Readonly<Record<ContextClass, AttendConstants>>;
+  attendDecode: Readonly<Record<ContextClass, AttendConstants>> & {
+    /** Few keys, multiplied by o_proj too; see kernels/attend_project.ts. */
+    readonly project?: ProjectConstants;
+  };
 }
 
 /** 768 threads for each of an H200's multiprocessors. */
@@ -227,6 +238,8 @@ const LARGE_CACHE: Defaults = {
       fetch: { workgroups: 128, bytes: 8 << 20 },
     },
     long: NVIDIA.attendDecode.long, // keys and values already keep the memory busy
+    // "Attention with o_proj".
+    project: { WORKGROUP: 256, STEPS: 2, PROJECT: 64, from: 320 },
   },
 };
 

@@ -5,6 +5,7 @@
  * @module
  */
 import { attendDecode, decodeGrid } from "../../kernels/attend_decode.ts";
+import { pieceWords } from "../../kernels/attend_project.ts";
 import { attendPrefill } from "../../kernels/attend_prefill.ts";
 import { attendPrefillF16 } from "../../kernels/attend_prefill_f16.ts";
 import { attendPrefillMatrix } from "../../kernels/attend_prefill_matrix.ts";
@@ -48,6 +49,7 @@ import {
   chooseDecodeAttention,
   choosePrefillRows,
   choosePrefillSplits,
+  chooseProjection,
   headConstants,
   mostSplits,
   type PrefillSplits,
@@ -169,6 +171,14 @@ interface Attend {
   layer: number;
 }
 
+/** Attention of few keys, which the matmul of its result is to record together with that. */
+interface Unprojected {
+  /** Cached tokens from which on attention runs by itself, and has been recorded. */
+  readonly from: number;
+  /** Records both, for fewer. */
+  record(w: Matrix<Tensor>, residual: Tensor): void;
+}
+
 /** {@linkcode Ops} on the GPU, with scratch memory of its own. */
 export class GpuOps implements Ops<Tensor>, Disposable {
   /** The plan that verbs record into; set it before each forward pass. */
@@ -178,6 +188,13 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   #squares = new Map<GPUBuffer, Tensor>();
   /** Rows that were rounded for the next kernel, by the buffer of the unrounded ones. */
   #ahead = new Map<GPUBuffer, Rounded>();
+  /** Results of attention that are computed with what they are multiplied by, by buffer. */
+  #unprojected = new Map<GPUBuffer, Unprojected>();
+  /**
+   * Whether attention of few keys and the matmul of its result may be one dispatch, if that
+   * pays off. The result of attention alone is then in no buffer.
+   */
+  projects = true;
   /** How rows are grouped by expert, if they are, by the buffer of what was chosen. */
   #groups = new Map<GPUBuffer, Groups>();
 
@@ -215,7 +232,15 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     after?: readonly [norm: Matrix<Tensor>, w: Matrix<Tensor>],
   ): Tensor {
     const next = after && { norm: after[0], w: after[1] };
-    return this.#linear(x, w, residual, { epilogue: "add", next });
+    const record = () =>
+      this.#linear(x, w, residual, { epilogue: "add", next });
+    const unprojected = this.#unprojected.get(x.buffer);
+    if (!unprojected) return record();
+    this.#unprojected.delete(x.buffer);
+    const { from } = unprojected;
+    this.plan.only(({ length }) => length >= from, record);
+    unprojected.record(w, residual);
+    return residual;
   }
 
   normSwiglu(
@@ -516,8 +541,19 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const whole = others.length === 2 &&
       others.every(({ parts }) => parts.length === 1);
     const [after, last] = others.map(({ parts }) => parts[0].planes[0]);
+    const projection = this.projects && oProj
+      ? chooseProjection({
+        ...{ headDim, group, kvHeads: numKeyValueHeads, rows, w: oProj },
+        cache: cache.dtype,
+      }, this.gpu)
+      : undefined;
+    const from = typeof projection === "object" ? projection.from : 0;
+    this.#unprojected.delete(y.buffer);
     for (const choice of choices) {
-      const { constants, splits, shares, reason } = choice;
+      const { constants, splits, shares } = choice;
+      const reason = typeof projection === "string"
+        ? `${choice.reason}; o_proj has a dispatch of its own: ${projection}`
+        : choice.reason;
       const ahead = whole ? choice.ahead : undefined;
       const fetched = ahead && { next: after, after: last };
       this.plan.add(attendDecode, { ...operands, ...fetched }, {
@@ -528,7 +564,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         constants: { ...constants, ...ahead, ...cache.constants },
         uniforms: { first, eps, scale },
         gridAt: ({ length }) =>
-          splits(length)
+          length >= from && splits(length)
             ? decodeGrid(
               splits(length),
               numKeyValueHeads * shares,
@@ -538,6 +574,27 @@ export class GpuOps implements Ops<Tensor>, Disposable {
             : undefined,
       });
     }
+    if (typeof projection === "object") {
+      const { constants, shares, reason } = projection;
+      const groups = numKeyValueHeads * shares, w = Number(constants.PROJECT);
+      const record = (oProj: Matrix<Tensor>, residual: Tensor) => {
+        const words = pieceWords(oProj.n, groups, w);
+        const pieces = this.#scratch("pieces of o_proj", "u32", 1, words);
+        const squares = this.#squares.get(residual.buffer)!;
+        const given = { ...this.#headOperands(step), w: oProj, pieces };
+        this.plan.add(attendDecode, { ...given, y: residual, squares }, {
+          label: `${label}_o_proj`,
+          reason,
+          constants: { ...constants, ...cache.constants },
+          uniforms: { first, eps, scale },
+          gridAt: ({ length }) =>
+            length < from
+              ? decodeGrid(Math.ceil(oProj.n / w), groups, 1, 0)
+              : undefined,
+        });
+      };
+      this.#unprojected.set(y.buffer, { from, record });
+    }
     const attended = y.rows(rows); // the others are results of splits
     if (choices.every(({ merges }) => merges)) return attended;
     this.#mergeSplits(
@@ -545,7 +602,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       cache.state,
       y,
       rows * heads,
-      ({ length }) => choices.some(({ splits }) => splits(length) > 1),
+      ({ length }) =>
+        length >= from && choices.some(({ splits }) => splits(length) > 1),
     );
     return attended;
   }

@@ -56,6 +56,8 @@ export interface AddOptions extends CallOptions {
 export class Plan implements Disposable {
   readonly dispatches: Dispatch[] = [];
   #prepared: { call: Prepared; options: AddOptions }[] = [];
+  /** Which steps the dispatches run in that are being recorded; all by default. */
+  #when?: (state: StepState) => boolean;
   #uniforms?: GPUBuffer;
   #owned: Disposable[] = [];
 
@@ -68,9 +70,19 @@ export class Plan implements Disposable {
    * @throws {Error} if shapes disagree with the kernel's contract.
    */
   add(kernel: Kernel, operands: Operands, options: AddOptions = {}): void {
-    const { literal } = this;
+    const { literal } = this, when = this.#when;
     const call = prepare(this.gpu, kernel, operands, { literal, ...options });
-    this.#prepared.push({ call, options });
+    const { gridAt = () => call.grid } = options;
+    const gated = when &&
+      { gridAt: (state: StepState) => when(state) ? gridAt(state) : undefined };
+    this.#prepared.push({ call, options: { ...options, ...gated } });
+  }
+
+  /** Records dispatches that run only in steps for which `when` is true. */
+  only(when: (state: StepState) => boolean, record: () => void): void {
+    this.#when = when;
+    record();
+    this.#when = undefined;
   }
 
   /** Makes the plan dispose `what` when it is itself disposed. */

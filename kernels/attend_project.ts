@@ -1,0 +1,178 @@
+/**
+ * What attend_decode.ts does with PROJECT: it also multiplies by o_proj and adds the result to
+ * the residual, so that a layer has one dispatch less. A workgroup takes PROJECT rows of `w`
+ * and of these the columns of its query heads, whose attention it computes for itself. The
+ * sums of all heads meet in `pieces`, and the last workgroup of a block of rows to count itself
+ * there adds them up, in the order of the heads.
+ *
+ * A counter does not say that what was stored before it can be seen: WGSL orders no two
+ * atomics for other workgroups. So each sum says so itself: its word is 0 until it is there,
+ * and whoever adds it up makes it 0 again. No workgroup waits for one that may not have begun.
+ *
+ * @module
+ */
+import type { Constants } from "../lib/dispatch/shapes.ts";
+import type { Matrix } from "../lib/formats/matrix.ts";
+import { type CpuTensor, matrixToF32 } from "../lib/formats/tensor.ts";
+import {
+  type Expected,
+  type Reference,
+  type Result,
+  room,
+  rowSums,
+  SUM,
+  u32Tensor,
+} from "./case.ts";
+import { BEFORE } from "./linear_case.ts";
+
+/** Words of `pieces`, of `groups` groups of heads: their sums of each row, then the counters. */
+export const pieceWords = (n: number, groups: number, rows: number): number =>
+  groups * n + Math.ceil(n / rows);
+
+/** Constants of {@linkcode PROJECT}, if a workgroup has `columns` columns of `k`. */
+export function deriveProject(
+  c: Constants,
+  { columns, k, n, parts, lanes, groups }: Readonly<
+    Record<"columns" | "k" | "n" | "parts" | "lanes" | "groups", number>
+  >,
+): Constants {
+  const unit = Number(c.W_UNIT), threads = Number(c.WORKGROUP);
+  const rows = Number(c.PROJECT), units = columns / unit;
+  const rowLanes = Math.min(lanes, units), stride = threads / rowLanes;
+  const blocks = Math.ceil(n / rows), squares = Math.floor(parts / blocks);
+  const left = Math.ceil(rows / lanes);
+  const problem = !c.SUBGROUPS
+    ? "lanes cannot exchange values"
+    : c.W_VIEW !== "unit" || !Number.isInteger(units) ||
+        Math.log2(units) % 1 !== 0
+    ? `${columns} columns must be a power of 2 of units of ${unit}`
+    : rows % stride !== 0 || rows > threads
+    ? `${rows} rows of w must be shared by ${threads} threads, ${stride} at a time`
+    : squares < left
+    ? `${parts} sums of squares must be at least ${blocks * left}`
+    : undefined;
+  if (problem) throw new Error(`Cannot project in attendDecode: ${problem}`);
+  return {
+    FOURS: unit / 4,
+    ROW_UNITS: k / unit,
+    OWN_UNITS: units,
+    ROW_LANES: rowLanes,
+    LOG_ROW_LANES: Math.log2(rowLanes),
+    UNIT_STEPS: units / rowLanes,
+    ROW_STEPS: rows / stride,
+    ROW_STRIDE: stride,
+    GROUPS: groups,
+    SQUARES: squares,
+    ALL_SQUARES: parts,
+    SQUARES_LEFT: left,
+    N: n,
+  };
+}
+
+/** Requests all weights of the workgroup, long before they are used. */
+export const LOAD_WEIGHTS = /* wgsl */ `
+  @if PROJECT {
+    let row_lane = tid % ROW_LANES;
+    let first_w = wg.x * PROJECT + tid / ROW_LANES;
+    @split var raw: array<w_Raw, ROW_STEPS * UNIT_STEPS>;
+    @unroll for (var i = 0; i < ROW_STEPS; i++) {
+      @unroll for (var s = 0; s < UNIT_STEPS; s++) {
+        let w_row = min(first_w + i * ROW_STRIDE, N - 1u);
+        raw[i * UNIT_STEPS + s] = w_load(w_row * ROW_UNITS + wg.y * OWN_UNITS + s * ROW_LANES + row_lane);
+      }
+    }
+  }`;
+
+/** Multiplies the attended heads in `vectors` by the weights, and adds up the heads. */
+export const PROJECT = /* wgsl */ `
+    workgroupBarrier();
+    @split var dots: array<f32, ROW_STEPS>;
+    @unroll for (var i = 0; i < ROW_STEPS; i++) {
+      dots[i] = 0.0;
+      @unroll for (var s = 0; s < UNIT_STEPS; s++) {
+        @unroll for (var f = 0; f < FOURS; f++) {
+          dots[i] += dot(w_four[f](raw[i * UNIT_STEPS + s]), vectors[(s * ROW_LANES + row_lane) * FOURS + f]);
+        }
+      }
+      @unroll for (var b = 0; b < LOG_ROW_LANES; b++) { dots[i] += subgroupShuffleXor(dots[i], 1u << b); }
+    }
+    @unroll for (var i = 0; i < ROW_STEPS; i++) {
+      let own = first_w + i * ROW_STRIDE;
+      if (row_lane == 0u && own < N) {
+        let bits = bitcast<u32>(dots[i]);
+        atomicStore(&pieces[wg.y * N + own], select(bits, 0x80000000u, bits == 0u)); // -0, not 0
+      }
+    }
+    workgroupBarrier();
+    let counter = GROUPS * N + wg.x;
+    if (tid == 0u) { before = atomicAdd(&pieces[counter], 1u); }
+    if (workgroupUniformLoad(&before) + 1u == GROUPS) {
+      if (tid == 0u) { atomicStore(&pieces[counter], 0u); } // ready for the next layer
+      let own = wg.x * PROJECT + tid;
+      var sum = 0.0;
+      if (tid < PROJECT && own < N) {
+        sum = y[own];
+        @split var bits: array<u32, GROUPS>;
+        @unroll for (var h = 0; h < GROUPS; h++) { bits[h] = atomicLoad(&pieces[h * N + own]); }
+        @unroll for (var h = 0; h < GROUPS; h++) {
+          // It was stored, and will be seen; if not, the result is NaN.
+          for (var i = 0u; i < 65536u && bits[h] == 0u; i++) { bits[h] = atomicLoad(&pieces[h * N + own]); }
+          atomicStore(&pieces[h * N + own], 0u);
+          sum += bitcast<f32>(select(bits[h], 0x7fc00000u, bits[h] == 0u));
+        }
+        y[own] = sum;
+      }
+      var squared = sum * sum;
+      @unroll for (var b = 0; b < LOG_LANES; b++) { squared += subgroupShuffleXor(squared, 1u << b); }
+      if (lane == 0u && tid < PROJECT) { squares[wg.x * SQUARES + lane_group] = squared; }
+      // There are as many as o_proj's own kernel would leave.
+      let end = select((wg.x + 1u) * SQUARES, ALL_SQUARES, wg.x + 1u == groups.x);
+      for (var e = wg.x * SQUARES + SQUARES_LEFT + tid; e < end; e += WORKGROUP) { squares[e] = 0.0; }
+    }`;
+
+/** Rows of w per workgroup in cases. */
+const CASE_ROWS = 32;
+
+/** What a case of attention also binds with o_proj, the constant, and what comes out. */
+export function projectedCase(
+  w: Matrix<CpuTensor>,
+  groups: number,
+  reference: Reference,
+) {
+  const { n, k } = w, blocks = Math.ceil(n / CASE_ROWS);
+  const parts = 5 * blocks + 1; // one for each lane group of eight, and two left over
+  const words = pieceWords(n, groups, CASE_ROWS);
+  return {
+    operands: {
+      w,
+      y: room([1, n], BEFORE),
+      squares: room([1, parts]),
+      pieces: u32Tensor([1, words], new Uint32Array(words)),
+    },
+    PROJECT: CASE_ROWS,
+    blocks,
+    expected({ values, norms }: Expected): Result[] {
+      const by = (row: Float64Array) =>
+        reference.linear(Float32Array.from(row), matrixToF32(w), {
+          ...{ m: 1, n, k },
+        });
+      const made = reference.epilogue("add", by(values), n, BEFORE);
+      // What attention itself may be off by passes through w, too.
+      const off = by(norms).norms;
+      const all = [made.values.reduce((sum, v) => sum + v * v, 0)];
+      return [{
+        of: "y",
+        values: made.values,
+        norms: made.norms.map((norm, i) => norm + off[i]),
+        tolerance: SUM,
+      }, {
+        of: rowSums("squares", parts),
+        ...{ values: all, norms: all, tolerance: SUM },
+      }, {
+        of: "pieces",
+        values: new Float64Array(words),
+        tolerance: 0,
+      }];
+    },
+  };
+}
