@@ -102,6 +102,11 @@ const DEVICE_BARRIERS: readonly AdapterClass[] = [
   "software",
 ];
 
+/** Whether the last workgroup of a head can merge its splits. */
+const mergesSplits = (
+  { adapterClass = "other", vulkan = false }: Capabilities,
+): boolean => vulkan && DEVICE_BARRIERS.includes(adapterClass);
+
 /** Storage buffers that decode attention binds if it also reads the next weights ahead. */
 export const AHEAD_BUFFERS = 10;
 /** Storage buffers that it binds if it rounds its row. */
@@ -143,8 +148,7 @@ export function chooseDecodeAttention(
   const { headDim, group, kvHeads = 8, rows = 1 } = shape;
   const { cache, bytesAfter = 0 } = shape;
   const defaults = defaultsFor(device);
-  const { adapterClass = "other", vulkan = false } = device;
-  const merges = vulkan && DEVICE_BARRIERS.includes(adapterClass);
+  const merges = mergesSplits(device);
   const rounding = roundsAttended(shape, merges, device);
   const leaves = rounding === true;
   const buffers = mostBuffers(device);
@@ -252,7 +256,8 @@ export function chooseProjection(
 ): ProjectionChoice | string | undefined {
   const { project } = defaultsFor(device).attendDecode;
   if (!project || rows > 1) return undefined;
-  const { WORKGROUP, STEPS, PROJECT, from } = project;
+  const { WORKGROUP, STEPS, PROJECT } = project;
+  const from = mergesSplits(device) ? project.from : project.split;
   const lanes = laneConstants(device);
   const [{ format }, ...more] = w.parts;
   const unit = format.loads[0], units = group * headDim / unit;

@@ -71,10 +71,11 @@ type AttendConstants = Readonly<
 
 /**
  * Threads per workgroup, keys per thread at a time, rows of o_proj per workgroup, and the
- * cached tokens from which on o_proj has a dispatch of its own.
+ * cached tokens from which on o_proj has a dispatch of its own; `split` if merging the splits
+ * of the keys takes another one.
  */
 type ProjectConstants = Readonly<
-  { WORKGROUP: number; STEPS: number; PROJECT: number; from: number }
+  Record<"WORKGROUP" | "STEPS" | "PROJECT" | "from" | "split", number>
 >;
 
 /** The constants of one adapter class. */
@@ -239,7 +240,7 @@ const LARGE_CACHE: Defaults = {
     },
     long: NVIDIA.attendDecode.long, // keys and values already keep the memory busy
     // "Attention with o_proj".
-    project: { WORKGROUP: 256, STEPS: 2, PROJECT: 64, from: 320 },
+    project: { WORKGROUP: 256, STEPS: 4, PROJECT: 64, from: 320, split: 512 },
   },
 };
 
