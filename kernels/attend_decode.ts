@@ -6,6 +6,7 @@ import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import type { AttendTarget } from "../lib/dispatch/keys.ts";
 import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
 import {
+  type Constants,
   CONTEXT_CLASSES,
   type ContextClass,
   ROUNDED_BLOCK,
@@ -199,6 +200,24 @@ const BATCH_STEP = {
   norm: "f16",
 } as const;
 
+/** Throws if the kernel cannot do what LEAVES or PROJECT ask for. */
+function requireRow(c: Constants, m: number, kvHeads: number): void {
+  const HEAD_DIM = Number(c.HEAD_DIM);
+  if (
+    c.LEAVES &&
+    (m > 1 || HEAD_DIM % ROUNDED_BLOCK || !c.SUBGROUPS || !c.MERGE)
+  ) {
+    throw new Error(
+      `Cannot round ${m} × ${kvHeads} heads of ${HEAD_DIM}: there must be one row, heads of whole blocks of ${ROUNDED_BLOCK}, lanes that exchange values, and no other kernel that merges splits`,
+    );
+  }
+  if (c.PROJECT && (m > 1 || c.VEC !== 4)) {
+    throw new Error(
+      `Cannot project ${m} rows of heads of ${HEAD_DIM} in attendDecode: there must be one row, and heads of multiples of 8`,
+    );
+  }
+}
+
 /**
  * Attention of one new token per sequence over its KV cache. The same dispatch norms
  * and rotates q and k and appends k and v to the cache. A workgroup takes one kv head,
@@ -275,18 +294,7 @@ export const attendDecode = defineKernel<DecodeCase>({
   derive: (c, { m, kvHeads, n, k, parts }) => {
     const VEC = Number(c.VEC), HEAD_DIM = Number(c.HEAD_DIM);
     const leaves = !!c.LEAVES;
-    if (
-      leaves && (m > 1 || HEAD_DIM % ROUNDED_BLOCK || !c.SUBGROUPS || !c.MERGE)
-    ) {
-      throw new Error(
-        `Cannot round ${m} × ${kvHeads} heads of ${HEAD_DIM}: there must be one row, heads of whole blocks of ${ROUNDED_BLOCK}, lanes that exchange values, and no other kernel that merges splits`,
-      );
-    }
-    if (c.PROJECT && (m > 1 || VEC !== 4)) {
-      throw new Error(
-        `Cannot project ${m} rows of heads of ${HEAD_DIM} in attendDecode: there must be one row, and heads of multiples of 8`,
-      );
-    }
+    requireRow(c, m, kvHeads);
     const LOG_KEY_LANES = Number(c.LOG_KEY_LANES);
     // Without subgroups, key groups exchange sums through workgroup memory.
     const LOG_LANES = c.SUBGROUPS ? Number(c.LOG_LANES) : LOG_KEY_LANES;
@@ -861,12 +869,11 @@ ${ADD_PARTS}
     // Reading the next weights ahead must not change the result.
     const { ahead } = choice, fetchers = ahead ? 4 : 0;
     const groups = kvHeads * choice.shares;
-    const projected = project &&
-      projectedCase(
-        random.matrix(project[0], [project[1], k]),
-        groups,
-        reference,
-      );
+    const projected = project && projectedCase(
+      random.matrix(project[0], [project[1], k]),
+      { columns: k / groups, groups, constants: choice.constants },
+      reference,
+    );
     const weights = () => random.tensor("bf16", [64, 128]);
     const size = rows * k;
     return inPages(given, {

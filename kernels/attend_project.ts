@@ -130,18 +130,22 @@ export const PROJECT = /* wgsl */ `
       for (var e = wg.x * SQUARES + SQUARES_LEFT + tid; e < end; e += WORKGROUP) { squares[e] = 0.0; }
     }`;
 
-/** Rows of w per workgroup in cases. */
-const CASE_ROWS = 32;
-
 /** What a case of attention also binds with o_proj, the constant, and what comes out. */
 export function projectedCase(
   w: Matrix<CpuTensor>,
-  groups: number,
+  { columns, groups, constants }: {
+    columns: number;
+    groups: number;
+    constants: Constants;
+  },
   reference: Reference,
 ) {
-  const { n, k } = w, blocks = Math.ceil(n / CASE_ROWS);
-  const parts = 5 * blocks + 1; // one for each lane group of eight, and two left over
-  const words = pieceWords(n, groups, CASE_ROWS);
+  const { n, k, parts: [{ format }] } = w;
+  const lanes = 2 ** Number(constants.LOG_LANES);
+  const shared = Math.min(lanes, columns / format.loads[0]);
+  const rows = Math.max(32, Number(constants.WORKGROUP) / shared);
+  const blocks = Math.ceil(n / rows), words = pieceWords(n, groups, rows);
+  const parts = blocks * (Math.ceil(rows / lanes) + 1) + 1; // some are left over
   return {
     operands: {
       w,
@@ -149,7 +153,7 @@ export function projectedCase(
       squares: room([1, parts]),
       pieces: u32Tensor([1, words], new Uint32Array(words)),
     },
-    PROJECT: CASE_ROWS,
+    PROJECT: rows,
     blocks,
     expected({ values, norms }: Expected): Result[] {
       const by = (row: Float64Array) =>

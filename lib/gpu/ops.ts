@@ -53,6 +53,7 @@ import {
   headConstants,
   mostSplits,
   type PrefillSplits,
+  type ProjectionChoice,
 } from "../dispatch/attention.ts";
 import {
   chooseExpertGemm,
@@ -518,14 +519,10 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const splits = mostSplits(cache.context, rows);
     const width = heads * headDim, all = rows * (1 + splits);
     const [oProj, ...others] = next;
+    const kvHeads = numKeyValueHeads;
+    const shape = { headDim, group, kvHeads, rows, cache: cache.dtype };
     const choices = chooseDecodeAttention({
-      ...{
-        headDim,
-        group,
-        kvHeads: numKeyValueHeads,
-        rows,
-        cache: cache.dtype,
-      },
+      ...shape,
       next: oProj && { ...nextShape(oProj), k: width },
       bytesAfter: bytesOf(others),
     }, this.gpu);
@@ -542,10 +539,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       others.every(({ parts }) => parts.length === 1);
     const [after, last] = others.map(({ parts }) => parts[0].planes[0]);
     const projection = this.projects && oProj
-      ? chooseProjection({
-        ...{ headDim, group, kvHeads: numKeyValueHeads, rows, w: oProj },
-        cache: cache.dtype,
-      }, this.gpu)
+      ? chooseProjection({ ...shape, w: oProj }, this.gpu)
       : undefined;
     const from = typeof projection === "object" ? projection.from : 0;
     this.#unprojected.delete(y.buffer);
@@ -567,7 +561,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
           length >= from && splits(length)
             ? decodeGrid(
               splits(length),
-              numKeyValueHeads * shares,
+              kvHeads * shares,
               rows,
               ahead?.FETCHERS ?? 0,
             )
@@ -575,24 +569,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       });
     }
     if (typeof projection === "object") {
-      const { constants, shares, reason } = projection;
-      const groups = numKeyValueHeads * shares, w = Number(constants.PROJECT);
-      const record = (oProj: Matrix<Tensor>, residual: Tensor) => {
-        const words = pieceWords(oProj.n, groups, w);
-        const pieces = this.#scratch("pieces of o_proj", "u32", 1, words);
-        const squares = this.#squares.get(residual.buffer)!;
-        const given = { ...this.#headOperands(step), w: oProj, pieces };
-        this.plan.add(attendDecode, { ...given, y: residual, squares }, {
-          label: `${label}_o_proj`,
-          reason,
-          constants: { ...constants, ...cache.constants },
-          uniforms: { first, eps, scale },
-          gridAt: ({ length }) =>
-            length < from
-              ? decodeGrid(Math.ceil(oProj.n / w), groups, 1, 0)
-              : undefined,
-        });
-      };
+      const record = this.#projector(step, projection, label);
       this.#unprojected.set(y.buffer, { from, record });
     }
     const attended = y.rows(rows); // the others are results of splits
@@ -606,6 +583,33 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         length >= from && choices.some(({ splits }) => splits(length) > 1),
     );
     return attended;
+  }
+
+  /** Records attention of few keys with the matmul of its result. */
+  #projector(
+    step: Attend,
+    { constants, shares, from, reason }: ProjectionChoice,
+    label: string,
+  ): Unprojected["record"] {
+    const { headDim, numKeyValueHeads, rmsNormEps: eps } = this.config;
+    const groups = numKeyValueHeads * shares, rows = Number(constants.PROJECT);
+    const { constants: cached, pass: { first } } = step.cache;
+    return (w, residual) => {
+      const words = pieceWords(w.n, groups, rows);
+      const pieces = this.#scratch("pieces of o_proj", "u32", 1, words);
+      const squares = this.#squares.get(residual.buffer)!;
+      const given = { ...this.#headOperands(step), w, pieces };
+      this.plan.add(attendDecode, { ...given, y: residual, squares }, {
+        label: `${label}_o_proj`,
+        reason,
+        constants: { ...constants, ...cached },
+        uniforms: { first, eps, scale: headDim ** -0.5 },
+        gridAt: ({ length }) =>
+          length < from
+            ? decodeGrid(Math.ceil(w.n / rows), groups, 1, 0)
+            : undefined,
+      });
+    };
   }
 
   #attendPrefill(step: Attend): Tensor {
