@@ -37,6 +37,8 @@ const PATIENCE_MS = 30_000;
 const OPENING = 0.5;
 
 const WORKER = new URL("./compile_worker.ts", import.meta.url);
+/** The variable that says which backends Deno's WebGPU opens, each thread for itself. */
+const BACKENDS = "DENO_WEBGPU_BACKEND";
 /** Devices on which a worker has failed; other workers would fail too. */
 const failing = new WeakSet<Gpu>();
 
@@ -89,6 +91,12 @@ export async function compileInWorkers(
     signal?: AbortSignal;
   } = {},
 ): Promise<Choice> {
+  const refusal = limitBackends();
+  if (refusal !== undefined) {
+    failing.add(gpu);
+    await compileAll(gpu, shaders, signal);
+    return { ...ONE_THREAD, reason: refusal };
+  }
   using end = new DisposableStack();
   const [own, ...others] = shares(shaders, workers);
   const reports = others.filter((share) => share.length > 0).map((share) => {
@@ -115,12 +123,29 @@ export async function compileInWorkers(
   };
 }
 
-function oneThread(error: string): Choice {
-  return {
-    what: "first compilation",
-    value: "one thread",
-    reason: `a worker failed: ${error}`,
-  };
+const ONE_THREAD = { what: "first compilation", value: "one thread" } as const;
+
+const oneThread = (error: string): Choice => ({
+  ...ONE_THREAD,
+  reason: `a worker failed: ${error}`,
+});
+
+/**
+ * Keeps workers from opening GL beside Vulkan, as Deno does by default: when several of them
+ * end, one that closes GL and one that destroys its Vulkan device can wait for each other
+ * forever, in NVIDIA's driver, and this thread for both.
+ *
+ * @returns why that cannot be done
+ */
+function limitBackends(): string | undefined {
+  if (!host.isGranted("env", BACKENDS)) {
+    return `Deno has no env permission for ${BACKENDS}, without which threads may block one another`;
+  }
+  const given = host.env(BACKENDS);
+  if (given === undefined) host.setEnv(BACKENDS, "vulkan");
+  return given?.split(",").includes("gl")
+    ? `${BACKENDS} is ${given}: threads that open GL may block one another`
+    : undefined;
 }
 
 function longestFirst(gpu: Gpu, shaders: readonly Shader[]): Shader[] {

@@ -10,6 +10,7 @@ import {
   shares,
 } from "../../lib/webgpu/compile_ahead.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
+import { host } from "../../lib/host.ts";
 import { loadQwen3 } from "../../lib/load.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
 import { isCompiled, type Shader } from "../../lib/webgpu/pipeline.ts";
@@ -66,6 +67,32 @@ gpuTest(
     for (const one of more) assert(!isCompiled(other, one), one.label);
   },
 );
+
+gpuTest("workers open no GL, and none start where they would", async (gpu) => {
+  const { env, setEnv, isGranted } = host, name = "DENO_WEBGPU_BACKEND";
+  const compiled = async (label: string) => {
+    const all = [3, 2, 1].map((n) => shader(`${label} ${n}`, n));
+    const other: Gpu = Object.create(gpu);
+    const how = { patienceMs: FOREVER };
+    const { value, reason } = await compileInWorkers(other, all, 2, how);
+    for (const one of all) assert(isCompiled(other, one), one.label);
+    return `${value}: ${reason}`;
+  };
+  const faked = host as { -readonly [K in keyof typeof host]: typeof host[K] };
+  try {
+    const set: string[] = [];
+    faked.env = (one) => one === name ? undefined : env(one);
+    faked.setEnv = (...both) => void set.push(both.join("="));
+    assertMatch(await compiled("unset"), /^3 threads/);
+    assertEquals(set, [`${name}=vulkan`]);
+    faked.env = (one) => one === name ? "gl,vulkan" : env(one);
+    assertMatch(await compiled("given"), /^one thread: .* is gl,vulkan: /);
+    faked.isGranted = (kind, of) => of !== name && isGranted(kind, of);
+    assertMatch(await compiled("refused"), /^one thread: .* no env permission/);
+  } finally {
+    Object.assign(faked, { env, setEnv, isGranted });
+  }
+});
 
 gpuTest("a worker that never answers is not waited for", async (gpu) => {
   const all = [3, 2, 1].map((n) => shader(`waiting ${n}`, n));
