@@ -28,7 +28,15 @@ import {
   sizesOf,
   stateTensor,
 } from "./attention_case.ts";
-import { type Buffers, EPS, room, SUM, u32Tensor } from "./case.ts";
+import {
+  type Buffers,
+  EPS,
+  type Expected,
+  type Result,
+  room,
+  SUM,
+  u32Tensor,
+} from "./case.ts";
 import { attentionCost, projectedCost } from "./cost.ts";
 import {
   deriveProject,
@@ -200,11 +208,38 @@ const BATCH_STEP = {
   norm: "f16",
 } as const;
 
+/** What attention that multiplies nothing leaves in `y`, and in `left`. */
+function ownResults(
+  { headDim, splits, merge, leaves }: DecodeCase,
+  attended: Expected,
+): Result[] {
+  const size = attended.values.length;
+  const own = ({ y }: Buffers) => Array.from(y).slice(0, size);
+  return [
+    {
+      of: ({ y, state }) =>
+        splits > 1 && !merge
+          ? merged(Array.from(y).slice(size), state, headDim, splits).values
+          : own({ y }),
+      ...attended,
+      tolerance: SUM,
+    },
+    ...(leaves
+      ? [{
+        of: ({ y, left }: Buffers) =>
+          stepsOff(Uint32Array.from(left), own({ y })),
+        values: new Float64Array(size),
+        tolerance: HALF_A_STEP,
+      }]
+      : []),
+  ];
+}
+
 /** Throws if the kernel cannot do what LEAVES or PROJECT ask for. */
 function requireRow(c: Constants, m: number, kvHeads: number): void {
   const HEAD_DIM = Number(c.HEAD_DIM);
   if (
-    c.LEAVES &&
+    c.LEAVES && !c.PROJECT &&
     (m > 1 || HEAD_DIM % ROUNDED_BLOCK || !c.SUBGROUPS || !c.MERGE)
   ) {
     throw new Error(
@@ -262,7 +297,7 @@ export const attendDecode = defineKernel<DecodeCase>({
         ? {
           w: "n k as unit",
           y: "inout m n",
-          squares: "out m parts",
+          ...(LEAVES ? { nextNorm: "n as vec4" } : { squares: "out m parts" }),
           pieces: "inout any as atomic",
         }
         : { y: `inout any as ${view}` }),
@@ -356,7 +391,7 @@ export const attendDecode = defineKernel<DecodeCase>({
           groups: kvHeads * Number(c.SHARES),
         })
         : {}),
-      ...(leaves
+      ...(leaves && !c.PROJECT
         ? {
           LEFT_BLOCKS: kvHeads * Number(c.SHARES) * GROUP * HEAD_DIM /
             ROUNDED_BLOCK,
@@ -421,6 +456,7 @@ var<workgroup> sums: array<E, LANE_GROUPS * GROUP * WIDTH>;
 var<workgroup> stat: array<vec2f, (LANE_GROUPS + 1u) * GROUP>; // maximum and sum of weights
 var<workgroup> vectors: array<E, (GROUP + 2u) * WIDTH>; // q of each head, the new key and value
 @if MERGE || PROJECT { var<workgroup> before: u32; }
+@if PROJECT && LEAVES { var<workgroup> results: array<f32, PROJECT>; }
 
 ${QUANTS}
 @if CACHE == "q8_0" {
@@ -842,6 +878,10 @@ ${ADD_PARTS}
       ...{ ...HALF_STEP, cache: "q8_0", layout: "short", splits: 1 },
       ...{ project: ["bf16", 32], page: 16 },
     },
+    {
+      ...{ ...HALF_STEP, layout: "short", splits: 1 },
+      ...{ project: ["q4_k", 80], leaves: true },
+    },
     // A batch whose sequences have different lengths.
     { ...BATCH_STEP, layout: "short", splits: 2 },
     { ...BATCH_STEP, layout: "short", splits: 2, merge: true },
@@ -863,19 +903,24 @@ ${ADD_PARTS}
         : undefined,
     }, device);
     const choice = choices[CONTEXT_CLASSES.indexOf(layout)];
-    if (merge && !choice.merges || leaves && !choice.leaves) return undefined;
-    if (project && !choice.constants.SUBGROUPS) return undefined;
+    if (merge && !choice.merges) return undefined;
+    const possible = project ? choice.constants.SUBGROUPS : choice.leaves;
+    if ((project || leaves) && !possible) return undefined;
     const inputs = reference.attentionInputs(random, sizes, given);
     // Reading the next weights ahead must not change the result.
     const { ahead } = choice, fetchers = ahead ? 4 : 0;
     const groups = kvHeads * choice.shares;
     const projected = project && projectedCase(
       random.matrix(project[0], [project[1], k]),
-      { columns: k / groups, groups, constants: choice.constants },
+      {
+        ...{ columns: k / groups, groups, constants: choice.constants },
+        nextNorm: leaves
+          ? random.tensor("bf16", [project[1]], 0.5, 1)
+          : undefined,
+      },
       reference,
     );
     const weights = () => random.tensor("bf16", [64, 128]);
-    const size = rows * k;
     return inPages(given, {
       what: `${attentionText(given)}, laid out for a ${layout} context` +
         (splits > 1 ? `, in ${splits} splits` : "") +
@@ -893,7 +938,8 @@ ${ADD_PARTS}
       constants: {
         ...choice.constants,
         ...ahead,
-        MERGE: merge || leaves ? 1 : 0,
+        MERGE: merge || leaves && !project ? 1 : 0,
+        LEAVES: leaves ? 1 : 0,
         PROJECT: projected?.PROJECT ?? 0,
       },
       uniforms: { first: 0, eps: EPS, scale: headDim ** -0.5 },
@@ -902,23 +948,7 @@ ${ADD_PARTS}
         const after = reference.appended(inputs, sizes);
         const attended = reference.attended(after, sizes);
         return [
-          ...(projected ? projected.expected(attended) : [{
-            of: ({ y, state }: Buffers) =>
-              splits > 1 && !merge
-                ? merged(Array.from(y).slice(size), state, headDim, splits)
-                  .values
-                : Array.from(y).slice(0, size),
-            ...attended,
-            tolerance: SUM,
-          }]),
-          ...(leaves
-            ? [{
-              of: ({ y, left }: Buffers) =>
-                stepsOff(Uint32Array.from(left), Array.from(y).slice(0, size)),
-              values: new Float64Array(size),
-              tolerance: HALF_A_STEP,
-            }]
-            : []),
+          ...(projected?.expected(attended) ?? ownResults(given, attended)),
           ...cacheResults(given, after),
           { of: ({ state }) => [state[0]], values: [0], tolerance: 0 },
           {

@@ -3,7 +3,8 @@
  * the residual, so that a layer has one dispatch less. A workgroup takes PROJECT rows of `w`
  * and of these the columns of its query heads, whose attention it computes for itself. The
  * sums of all heads meet in `pieces`, and the last workgroup of a block of rows to count itself
- * there adds them up, in the order of the heads.
+ * there adds them up, in the order of the heads. With LEAVES, it rounds them for the next
+ * kernel; see rounded_row.ts.
  *
  * A counter does not say that what was stored before it can be seen: WGSL orders no two
  * atomics for other workgroups. So each sum says so itself: its word is 0 until it is there,
@@ -11,10 +12,11 @@
  *
  * @module
  */
-import type { Constants } from "../lib/dispatch/shapes.ts";
+import { type Constants, ROUNDED_BLOCK } from "../lib/dispatch/shapes.ts";
 import type { Matrix } from "../lib/formats/matrix.ts";
-import { type CpuTensor, matrixToF32 } from "../lib/formats/tensor.ts";
+import { type CpuTensor, matrixToF32, toF32 } from "../lib/formats/tensor.ts";
 import {
+  type Buffers,
   type Expected,
   type Reference,
   type Result,
@@ -24,6 +26,12 @@ import {
   u32Tensor,
 } from "./case.ts";
 import { BEFORE } from "./linear_case.ts";
+import {
+  HALF_A_STEP,
+  roundedSizes,
+  roundedValues,
+  stepsOff,
+} from "./rounded_row.ts";
 
 /** Words of `pieces`, of `groups` groups of heads: their sums of each row, then the counters. */
 export const pieceWords = (n: number, groups: number, rows: number): number =>
@@ -32,15 +40,20 @@ export const pieceWords = (n: number, groups: number, rows: number): number =>
 /** Constants of {@linkcode PROJECT}, if a workgroup has `columns` columns of `k`. */
 export function deriveProject(
   c: Constants,
-  { columns, k, n, parts, lanes, groups }: Readonly<
-    Record<"columns" | "k" | "n" | "parts" | "lanes" | "groups", number>
-  >,
+  { columns, k, n, parts = 0, lanes, groups }:
+    & Readonly<Record<"columns" | "k" | "n" | "lanes" | "groups", number>>
+    & { parts?: number },
 ): Constants {
   const unit = Number(c.W_UNIT), threads = Number(c.WORKGROUP);
   const rows = Number(c.PROJECT), units = columns / unit;
   const rowLanes = Math.min(lanes, units), stride = threads / rowLanes;
   const blocks = Math.ceil(n / rows), squares = Math.floor(parts / blocks);
   const left = Math.ceil(rows / lanes);
+  if (c.LEAVES && (n % ROUNDED_BLOCK || rows % ROUNDED_BLOCK)) {
+    throw new Error(
+      `Cannot round ${n} results in attendDecode, ${rows} per workgroup: both must be whole blocks of ${ROUNDED_BLOCK}`,
+    );
+  }
   const problem = !c.SUBGROUPS
     ? "lanes cannot exchange values"
     : c.W_VIEW !== "unit" || !Number.isInteger(units) ||
@@ -48,7 +61,7 @@ export function deriveProject(
     ? `${columns} columns must be a power of 2 of units of ${unit}`
     : rows % stride !== 0 || rows > threads
     ? `${rows} rows of w must be shared by ${threads} threads, ${stride} at a time`
-    : squares < left
+    : !c.LEAVES && squares < left
     ? `${parts} sums of squares must be at least ${blocks * left}`
     : undefined;
   if (problem) throw new Error(`Cannot project in attendDecode: ${problem}`);
@@ -62,10 +75,10 @@ export function deriveProject(
     ROW_STEPS: rows / stride,
     ROW_STRIDE: stride,
     GROUPS: groups,
-    SQUARES: squares,
-    ALL_SQUARES: parts,
-    SQUARES_LEFT: left,
     N: n,
+    ...(c.LEAVES
+      ? { LEFT_BLOCKS: n / ROUNDED_BLOCK }
+      : { SQUARES: squares, ALL_SQUARES: parts, SQUARES_LEFT: left }),
   };
 }
 
@@ -122,21 +135,40 @@ export const PROJECT = /* wgsl */ `
         }
         y[own] = sum;
       }
+      @if LEAVES {
+        // Rounded for the next kernel, normed but for the factor.
+        if (tid < PROJECT) { results[tid] = sum; }
+        workgroupBarrier();
+        let four = wg.x * (PROJECT / 4u) + tid;
+        let at = 4u * min(tid, PROJECT / 4u - 1u);
+        let value = vec4f(results[at], results[at + 1u], results[at + 2u], results[at + 3u]);
+        var squared = dot(value, value);
+        @unroll for (var b = 0; b < 2; b++) { squared += subgroupShuffleXor(squared, 1u << b); }
+        let made = round_four(value * nextNorm_at(min(four, N / 4u - 1u)));
+        if (tid < PROJECT / 4u && four < N / 4u) {
+          left_put(four, made);
+          left_square(four, squared);
+        }
+        if (wg.x == 0u && tid == 0u) { left_end(); }
+      } @else {
       var squared = sum * sum;
       @unroll for (var b = 0; b < LOG_LANES; b++) { squared += subgroupShuffleXor(squared, 1u << b); }
       if (lane == 0u && tid < PROJECT) { squares[wg.x * SQUARES + lane_group] = squared; }
       // There are as many as o_proj's own kernel would leave.
       let end = select((wg.x + 1u) * SQUARES, ALL_SQUARES, wg.x + 1u == groups.x);
       for (var e = wg.x * SQUARES + SQUARES_LEFT + tid; e < end; e += WORKGROUP) { squares[e] = 0.0; }
+      }
     }`;
 
 /** What a case of attention also binds with o_proj, the constant, and what comes out. */
 export function projectedCase(
   w: Matrix<CpuTensor>,
-  { columns, groups, constants }: {
+  { columns, groups, constants, nextNorm }: {
     columns: number;
     groups: number;
     constants: Constants;
+    /** By which results are normed before they are rounded, if they are. */
+    nextNorm?: CpuTensor;
   },
   reference: Reference,
 ) {
@@ -150,7 +182,9 @@ export function projectedCase(
     operands: {
       w,
       y: room([1, n], BEFORE),
-      squares: room([1, parts]),
+      ...(nextNorm
+        ? { nextNorm, left: u32Tensor([1, roundedSizes(n).words]) }
+        : { squares: room([1, parts]) }),
       pieces: u32Tensor([1, words], new Uint32Array(words)),
     },
     PROJECT: rows,
@@ -164,19 +198,39 @@ export function projectedCase(
       // What attention itself may be off by passes through w, too.
       const off = by(norms).norms;
       const all = [made.values.reduce((sum, v) => sum + v * v, 0)];
-      return [{
-        of: "y",
-        values: made.values,
-        norms: made.norms.map((norm, i) => norm + off[i]),
-        tolerance: SUM,
-      }, {
-        of: rowSums("squares", parts),
-        ...{ values: all, norms: all, tolerance: SUM },
-      }, {
-        of: "pieces",
-        values: new Float64Array(words),
-        tolerance: 0,
-      }];
+      const weights = nextNorm && toF32(nextNorm);
+      const rounded = ({ left }: Buffers) =>
+        roundedValues(Uint32Array.from(left), n).squares.slice(0, n / 16);
+      return [
+        {
+          of: "y",
+          values: made.values,
+          norms: made.norms.map((norm, i) => norm + off[i]),
+          tolerance: SUM,
+        },
+        {
+          of: weights
+            ? (buffers) => [rounded(buffers).reduce((sum, v) => sum + v)]
+            : rowSums("squares", parts),
+          ...{ values: all, norms: all, tolerance: SUM },
+        },
+        ...(weights
+          ? [{
+            of: ({ y, left }: Buffers) =>
+              stepsOff(
+                Uint32Array.from(left),
+                Array.from(y, (v, i) => Math.fround(v * weights[i])),
+              ),
+            values: new Float64Array(n),
+            tolerance: HALF_A_STEP,
+          }]
+          : []),
+        {
+          of: "pieces",
+          values: new Float64Array(words),
+          tolerance: 0,
+        },
+      ];
     },
   };
 }

@@ -238,8 +238,22 @@ export interface ProjectionChoice {
 /** Maximum loads of o_proj in flight in a lane, beside those of keys and values. */
 const MOST_PROJECTED = 16;
 
-/** Storage buffers that attention binds with o_proj, besides the planes of its matrix. */
-const PROJECTING_BUFFERS = 10;
+/**
+ * Storage buffers that attention binds with o_proj: qkv, two norms, positions, k, v and state,
+ * up to three planes of a matrix, y, pieces, and a rounded row with its norm.
+ */
+const PROJECTING_BUFFERS = 14;
+
+/** The matrix that multiplies attention's result. */
+interface ProjectedMatrix {
+  readonly n: number;
+  readonly parts: readonly { readonly format: Format }[];
+}
+
+/** A single row's heads, and the matrix that multiplies their attention. */
+type ProjectedShape =
+  & Pick<DecodeShape, "headDim" | "group" | "cache">
+  & Readonly<{ kvHeads: number; rows: number; w: ProjectedMatrix }>;
 
 /**
  * Chooses whether attention of a single row's few keys also multiplies by o_proj ("Attention
@@ -249,58 +263,65 @@ const PROJECTING_BUFFERS = 10;
  * @returns why not, if that is not the device's default; undefined if it is
  */
 export function chooseProjection(
-  { headDim, group, kvHeads, rows, cache, w }:
-    & Pick<DecodeShape, "headDim" | "group" | "cache">
-    & Readonly<{ kvHeads: number; rows: number; w: ProjectedMatrix }>,
+  shape: ProjectedShape,
   device: Capabilities,
 ): ProjectionChoice | string | undefined {
   const { project } = defaultsFor(device).attendDecode;
-  if (!project || rows > 1) return undefined;
-  const { WORKGROUP, STEPS, PROJECT } = project;
-  const from = mergesSplits(device) ? project.from : project.split;
-  const lanes = laneConstants(device);
-  const [{ format }, ...more] = w.parts;
-  const unit = format.loads[0], units = group * headDim / unit;
-  const blocks = Math.ceil(w.n / PROJECT);
-  const loads = PROJECT * units / WORKGROUP;
-  const buffers = mostBuffers(device);
-  const problem = more.length > 0
-    ? "its parts have different types"
-    : multipliesIntegers({ k: w.k, format, largest: w.largest }, device)
-    ? "it multiplies integers"
-    : !lanes.SUBGROUPS || headVector(headDim) !== 4
-    ? `lanes cannot share heads of ${headDim}`
-    : !isPowerOf2(units)
-    ? `${group * headDim} columns are not a power of 2 of loads of ${unit}`
-    : loads > MOST_PROJECTED
-    ? `${loads} loads of it would be in flight in a lane, at most ${MOST_PROJECTED} fit registers`
-    : kvHeads * blocks > MOST_WORKGROUPS
-    ? `${kvHeads} kv heads × ${blocks} blocks of ${PROJECT} rows would be more than ${MOST_WORKGROUPS} workgroups`
-    : buffers < PROJECTING_BUFFERS + 1
-    ? `with it, attention binds ${
-      PROJECTING_BUFFERS + 1
-    } storage buffers, the device allows ${buffers}`
-    : undefined;
+  if (!project || shape.rows > 1) return undefined;
+  const { headDim, group, cache } = shape;
+  const layout = {
+    ...layoutConstants({ headDim, group, cache }, "short", device),
+    ...{ WORKGROUP: project.WORKGROUP, STEPS: project.STEPS },
+    ...{ PROJECT: project.PROJECT, SHARES: 1, GROUP: group },
+  };
+  const problem = whyApart(shape, layout, device);
   if (problem) return problem;
+  const from = mergesSplits(device) ? project.from : project.split;
   return {
-    constants: {
-      ...layoutConstants({ headDim, group, cache }, "short", device),
-      ...{ WORKGROUP, STEPS, SHARES: 1, GROUP: group, PROJECT, ...lanes },
-      ...cacheConstant(cache),
-    },
+    constants: { ...layout, ...cacheConstant(cache) },
     shares: 1,
     from,
     reason:
-      `one token, under ${from} keys: norm, RoPE, append, attention and o_proj in one dispatch; each block of ${PROJECT} rows of o_proj computes the attention of a kv head's query heads for itself`,
+      `one token, under ${from} keys: norm, RoPE, append, attention and o_proj in one dispatch; each block of ${project.PROJECT} rows of o_proj computes the attention of a kv head's query heads for itself`,
   };
 }
 
-/** The matrix that multiplies attention's result. */
-interface ProjectedMatrix {
-  readonly n: number;
-  readonly k: number;
-  readonly largest?: number;
-  readonly parts: readonly { readonly format: Format }[];
+/** Why attention and o_proj are dispatches of their own; undefined if they need not be. */
+function whyApart(
+  { headDim, group, kvHeads, w }: ProjectedShape,
+  { WORKGROUP, PROJECT, LOG_KEY_LANES, LOG_LANES, SUBGROUPS }: Constants,
+  device: Capabilities,
+): string | undefined {
+  const threads = Number(WORKGROUP), rows = Number(PROJECT);
+  const lanes = 2 ** Number(LOG_LANES);
+  const [{ format: { loads: [unit] } }, ...more] = w.parts;
+  const units = group * headDim / unit, loads = rows * units / threads;
+  const stride = threads / Math.min(units, lanes);
+  const blocks = Math.ceil(w.n / rows);
+  const values = group * headDim / 2 ** Number(LOG_KEY_LANES);
+  const { once, laneGroup } = decodeBytes(headDim, group);
+  const bytes = once + 4 * rows + 4 + threads / lanes * laneGroup;
+  const memory = device.limits.maxComputeWorkgroupStorageSize;
+  const most = mostThreads(device), buffers = mostBuffers(device);
+  return more.length > 0
+    ? "its parts have different types"
+    : !SUBGROUPS || headVector(headDim) !== 4
+    ? `lanes cannot share heads of ${headDim}`
+    : values > MOST_VALUES
+    ? `${group} heads of ${headDim} are ${values} values in a lane, at most ${MOST_VALUES} fit registers`
+    : most < threads || bytes > memory
+    ? `it takes ${threads} threads and ${bytes} bytes of workgroup memory, the device has ${most} and ${memory}`
+    : !isPowerOf2(units)
+    ? `${group * headDim} columns are not a power of 2 of loads of ${unit}`
+    : stride > rows
+    ? `${threads} threads share ${stride} rows at a time, a workgroup has ${rows}`
+    : loads > MOST_PROJECTED
+    ? `${loads} loads of it would be in flight in a lane, at most ${MOST_PROJECTED} fit registers`
+    : kvHeads * blocks > MOST_WORKGROUPS
+    ? `${kvHeads} kv heads × ${blocks} blocks of ${rows} rows would be more than ${MOST_WORKGROUPS} workgroups`
+    : buffers < PROJECTING_BUFFERS
+    ? `with it, attention binds ${PROJECTING_BUFFERS} storage buffers or more, the device allows ${buffers}`
+    : undefined;
 }
 
 /**

@@ -68,6 +68,7 @@ import type { Qwen3Config } from "../checkpoint/config.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import {
   type Kernel,
+  type Operands,
   splitGrid,
   type WeightOperand,
 } from "../webgpu/kernel.ts";
@@ -597,12 +598,16 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     return (w, residual) => {
       const words = pieceWords(w.n, groups, rows);
       const pieces = this.#scratch("pieces of o_proj", "u32", 1, words);
-      const squares = this.#squares.get(residual.buffer)!;
-      const given = { ...this.#headOperands(step), w, pieces };
-      this.plan.add(attendDecode, { ...given, y: residual, squares }, {
+      const given = { ...this.#headOperands(step), w, y: residual, pieces };
+      // It leaves what o_proj by itself does.
+      const rounded = this.#ahead.get(residual.buffer);
+      const left: Operands = rounded
+        ? { left: rounded.row, nextNorm: rounded.norm! }
+        : { squares: this.#squares.get(residual.buffer)! };
+      this.plan.add(attendDecode, { ...given, ...left }, {
         label: `${label}_o_proj`,
         reason,
-        constants: { ...constants, ...cached },
+        constants: { ...constants, LEAVES: rounded ? 1 : 0, ...cached },
         uniforms: { first, eps, scale: headDim ** -0.5 },
         gridAt: ({ length }) =>
           length < from

@@ -2,6 +2,7 @@ import { formatNamed, FORMATS } from "../../lib/formats/mod.ts";
 import type { Format } from "../../lib/formats/format.ts";
 import { bf16 } from "../../lib/formats/bf16.ts";
 import { f32 } from "../../lib/formats/f32.ts";
+import { allocateMatrix } from "../../lib/formats/matrix.ts";
 import {
   assert,
   assertEquals,
@@ -33,6 +34,7 @@ import {
 import {
   chooseDecodeAttention,
   choosePrefillSplits,
+  chooseProjection,
   MOST_SPLITS,
   mostSplits,
 } from "../../lib/dispatch/attention.ts";
@@ -663,6 +665,76 @@ slowTest("decode attention fits the device, for any head", () => {
     }
   }
   assert(MOST_SPLITS <= Number(mergeSplits.constants.MOST));
+});
+
+/** A device as one of the class for which o_proj is multiplied by attention. */
+const asLarge = (device: Capabilities): Capabilities => ({
+  ...{ ...device, adapterClass: "NVIDIA, large cache", vulkan: true },
+  limits: { ...device.limits, maxStorageBuffersPerShaderStage: 16 },
+});
+
+slowTest("attention with o_proj fits the device, for any head", () => {
+  const kinds = DEVICES.map(asLarge);
+  const fits = new Set<string>();
+  for (const device of kinds) {
+    for (const headDim of [2, 16, 20, 64, 100, 128, 256]) {
+      for (const group of [1, 2, 4, 5, 8]) {
+        for (const format of [bf16, formatNamed("q4_k")]) {
+          const n = 256, w = { n, parts: [{ format }] };
+          const shape = { headDim, group, kvHeads: 2, rows: 1, w };
+          const choice = chooseProjection(shape, device);
+          const message = JSON.stringify({ device, headDim, group, choice });
+          assert(choice !== undefined && choice !== "", message);
+          if (typeof choice === "string") continue;
+          const k = 2 * group * headDim;
+          const cache = shaped("f16", 1, 2, 64, headDim);
+          const weights = allocateMatrix("w", [{ rows: n, format }], k, {}, (
+            bytes,
+            label,
+          ) =>
+            new Tensor({} as Gpu, "u32", [bytes / 4], {} as GPUBuffer, label));
+          const wgsl = showWgsl(attendDecode, {
+            qkv: shaped("f32", 1, 2 * (group + 2) * headDim),
+            qNorm: shaped("bf16", headDim),
+            kNorm: shaped("bf16", headDim),
+            positions: shaped("u32", 65, headDim),
+            ...{ k: cache, v: cache, w: weights },
+            y: shaped("f32", 1, n),
+            squares: shaped("f32", 1, n),
+            pieces: shaped("u32", 4096),
+            state: shaped("u32", 4096),
+          }, { constants: choice.constants });
+          assertFits(wgsl, device, message);
+          fits.add(`${format.name} ${headDim} × ${group}`);
+        }
+      }
+    }
+  }
+  assert(
+    fits.has("bf16 128 × 2") && fits.has("q4_k 128 × 2"),
+    [...fits].join(),
+  );
+  assert(!fits.has("bf16 128 × 4"));
+});
+
+Deno.test("attention with o_proj is chosen where it was measured to be faster", () => {
+  const device = asLarge(DEVICES[4]);
+  const heads = { headDim: 128, group: 2, kvHeads: 8, rows: 1 };
+  const of = (n: number) => ({ ...heads, w: { n, parts: [{ format: bf16 }] } });
+  const from = (given: Capabilities) => {
+    const choice = chooseProjection(of(1024), given);
+    return typeof choice === "object" ? choice.from : choice;
+  };
+  assertEquals(from(device), 320);
+  assertEquals(from({ ...device, vulkan: false }), 512); // as through Dawn
+  assertEquals(from({ ...device, adapterClass: "AMD" }), undefined);
+  assertEquals(chooseProjection({ ...of(1024), rows: 2 }, device), undefined);
+  const why = (given: Parameters<typeof chooseProjection>[0]) =>
+    String(chooseProjection(given, device));
+  assertMatch(why(of(4096)), /8 kv heads × 64 blocks of 64 rows .* 256 work/);
+  assertMatch(why({ ...of(1024), group: 4 }), /64 values in a lane/);
+  const limits = { ...device.limits, maxStorageBuffersPerShaderStage: 8 };
+  assertMatch(String(from({ ...device, limits })), /binds 14 .* allows 8/);
 });
 
 Deno.test("few tokens after many keys split them, and only then", () => {

@@ -19,12 +19,12 @@ import { wrapGpu } from "../support/wrapped_gpu.ts";
 const SMALL: Qwen3Config = {
   modelType: "qwen3",
   vocabSize: 61,
-  hiddenSize: 96,
+  hiddenSize: 256,
   intermediateSize: 64,
   numHiddenLayers: 2,
   numAttentionHeads: 4,
   numKeyValueHeads: 2,
-  headDim: 128,
+  headDim: 64,
   maxPositionEmbeddings: 600,
   rmsNormEps: 1e-6,
   ropeTheta: 1e4,
@@ -43,63 +43,80 @@ const LARGE = {
   },
 };
 
-gpuTest(
-  "a step of few keys multiplies attention by o_proj at once, and agrees with the CPU",
-  async (_, { draw }) => {
-    using gpu = await openDevice({ gpu: wrapGpu(LARGE).gpu });
-    using trial = new Trial(gpu, draw);
-    const { random } = trial, context = 520;
-    const weights = mapWeights(qwen3.weights(SMALL), (spec) => {
-      const [rows, columns] = stackedShape(spec);
-      const tensor = columns === undefined
-        ? random.tensor("bf16", [rows], 0.3, 1)
-        : random.tensor("bf16", [rows, columns], 1.5 / Math.sqrt(columns));
-      return matrixOf(tensor, spec.label, spec.split === "pairs");
-    });
-    const onDevice = mapWeights(
-      weights,
-      (matrix) => withPlanes(matrix, (plane) => trial.upload(plane)),
-    );
-    using cpu = new CpuOps(SMALL, { simd: false });
-    using ops = new GpuOps(gpu, SMALL);
-    using cpuCache = cpu.createCache(1, context);
-    using cache = new GpuKvCache(gpu, SMALL, 1, context, "f32");
-    const pass = { first: 0, sequences: 1, tokens: 1 };
-    using plan = new Plan(gpu, cache.literals(1));
-    ops.plan = plan;
-    const tokens = Tensor.create(gpu, "u32", [1], new Uint32Array(1));
-    plan.own(tokens);
-    cache.record(pass);
-    const logits = finish(forward(ops, onDevice, tokens, cache));
-    plan.seal();
-    const attention = (length: number) =>
-      plan.dispatches.filter(({ label, gridAt }) =>
-        label.startsWith("layers.1.") && /attention|o_proj/.test(label) &&
-        (!gridAt || gridAt({ length }))
-      ).map(({ label, kernel }) => `${label.slice(9)} ${kernel}`);
-    assertEquals(attention(0), ["attention_o_proj attendDecode"]);
-    assertEquals(attention(511), ["attention_o_proj attendDecode"]);
-    const apart = ["attention attendDecode", "attention mergeSplits"];
-    assertEquals(attention(512), [...apart, "o_proj gemv"]);
-    for (const length of [0, 1, 2, 63, 300, 511, 512, 513]) {
-      const ids = Uint32Array.of(random.int(0, 60));
-      for (const each of [cache, cpuCache]) {
-        each.reset([length]);
-        each.begin(pass);
-      }
-      tokens.write(0, ids);
-      const input: CpuTensor = { dtype: "u32", shape: [1], data: ids };
-      const expected = finish(forward(cpu, weights, input, cpuCache));
-      plan.run({ length });
-      assertAllClose(
-        await logits.read(),
-        toF32(expected),
-        { absolute: 2e-4, relative: 2e-5 },
-        `after ${length} tokens`,
+for (
+  const [format, kernel, absolute] of [
+    ["bf16", "gemv", 2e-4],
+    ["q8_0", "gemvInt8", 2e-3], // which rounds activations to 15 bits
+  ] as const
+) {
+  gpuTest(
+    `a step of few keys multiplies attention by o_proj in ${format} at once, and agrees with the CPU`,
+    async (_, { draw }) => {
+      using gpu = await openDevice({ gpu: wrapGpu(LARGE).gpu });
+      using trial = new Trial(gpu, draw);
+      const { random } = trial, context = 520;
+      const weights = mapWeights(qwen3.weights(SMALL), (spec) => {
+        const [rows, columns] = stackedShape(spec), { label } = spec;
+        if (columns === undefined) {
+          return matrixOf(random.tensor("f32", [rows], 0.3, 1), label);
+        }
+        const scale = 1.5 / Math.sqrt(columns);
+        const made = random.matrix(format, [rows, columns], scale);
+        const half = { rows: rows / 2, twin: rows / 2 }; // gates, then ups
+        const parts = spec.split === "pairs"
+          ? made.parts.map((part) => ({ ...part, ...half }))
+          : made.parts;
+        return { ...made, parts, label, largest: 1 };
+      });
+      const onDevice = mapWeights(
+        weights,
+        (matrix) => withPlanes(matrix, (plane) => trial.upload(plane)),
       );
-    }
-  },
-);
+      using cpu = new CpuOps(SMALL, { simd: false });
+      using ops = new GpuOps(gpu, SMALL);
+      using cpuCache = cpu.createCache(1, context);
+      using cache = new GpuKvCache(gpu, SMALL, 1, context, "f32");
+      const pass = { first: 0, sequences: 1, tokens: 1 };
+      using plan = new Plan(gpu, cache.literals(1));
+      ops.plan = plan;
+      const tokens = Tensor.create(gpu, "u32", [1], new Uint32Array(1));
+      plan.own(tokens);
+      cache.record(pass);
+      const logits = finish(forward(ops, onDevice, tokens, cache));
+      plan.seal();
+      const attention = (length: number) =>
+        plan.dispatches.filter(({ label, gridAt }) =>
+          label.startsWith("layers.1.") && /attention|o_proj/.test(label) &&
+          (!gridAt || gridAt({ length }))
+        ).map(({ label, kernel }) => `${label.slice(9)} ${kernel}`);
+      assertEquals(attention(0), ["attention_o_proj attendDecode"]);
+      assertEquals(attention(511), ["attention_o_proj attendDecode"]);
+      const [{ constants }] = plan.dispatches.filter(({ label }) =>
+        label === "layers.1.attention_o_proj"
+      );
+      assertEquals(constants.LEAVES, kernel === "gemvInt8" ? 1 : 0);
+      const apart = ["attention attendDecode", "attention mergeSplits"];
+      assertEquals(attention(512), [...apart, `o_proj ${kernel}`]);
+      for (const length of [0, 1, 2, 63, 300, 511, 512, 513]) {
+        const ids = Uint32Array.of(random.int(0, 60));
+        for (const each of [cache, cpuCache]) {
+          each.reset([length]);
+          each.begin(pass);
+        }
+        tokens.write(0, ids);
+        const input: CpuTensor = { dtype: "u32", shape: [1], data: ids };
+        const expected = finish(forward(cpu, weights, input, cpuCache));
+        plan.run({ length });
+        assertAllClose(
+          await logits.read(),
+          toF32(expected),
+          { absolute, relative: absolute / 10 },
+          `after ${length} tokens`,
+        );
+      }
+    },
+  );
+}
 
 gpuTest(
   "attention with o_proj adds up its heads, every time",
