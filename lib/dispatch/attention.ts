@@ -235,6 +235,12 @@ export interface ProjectionChoice {
   reason: string;
 }
 
+/**
+ * Maximum workgroups of attention with o_proj, each of which reads all keys of its heads: those
+ * of 0.6B. More were not measured.
+ */
+const MOST_PROJECTING = 128;
+
 /** Maximum loads of o_proj in flight in a lane, beside those of keys and values. */
 const MOST_PROJECTED = 16;
 
@@ -317,8 +323,8 @@ function whyApart(
     ? `${threads} threads share ${stride} rows at a time, a workgroup has ${rows}`
     : loads > MOST_PROJECTED
     ? `${loads} loads of it would be in flight in a lane, at most ${MOST_PROJECTED} fit registers`
-    : kvHeads * blocks > MOST_WORKGROUPS
-    ? `${kvHeads} kv heads × ${blocks} blocks of ${rows} rows would be more than ${MOST_WORKGROUPS} workgroups`
+    : kvHeads * blocks > MOST_PROJECTING
+    ? `${kvHeads} kv heads × ${blocks} blocks of ${rows} rows would be more than ${MOST_PROJECTING} workgroups`
     : buffers < PROJECTING_BUFFERS
     ? `with it, attention binds ${PROJECTING_BUFFERS} storage buffers or more, the device allows ${buffers}`
     : undefined;

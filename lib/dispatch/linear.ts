@@ -66,7 +66,7 @@ export function chooseLinear(
   shape: LinearShape,
   device: Capabilities,
 ): LinearChoice {
-  if (shape.m > FEW_ROWS) {
+  if (suitsTensorCores(shape)) {
     const choice = chooseTensorCores(shape, device);
     if (choice) return choice;
   }
@@ -76,6 +76,14 @@ export function chooseLinear(
     ? chooseFewRows(shape, device)
     : chooseManyRows(shape, device);
 }
+
+/**
+ * Whether tensor cores would be faster, if there are any: for many rows, and for a few where
+ * the matrix takes longer than the dispatches that make rows f16 and sum splits ("Tensor cores
+ * for 16 rows").
+ */
+const suitsTensorCores = ({ m, n, k }: LinearShape): boolean =>
+  m > FEW_ROWS || m > TENSOR_ROWS && n * k >= TENSOR_WEIGHTS;
 
 /** The most rows that a matrix is read for at once; tiles reuse it for more. */
 export const mostFew = (
@@ -100,6 +108,8 @@ const epilogueOf = ({ swiglu }: LinearShape): Epilogue =>
 const NARROW_ROWS = 2048;
 /** Minimum rows of w for a matrix to count as an LM head ("gemv constants"). */
 const TALL_ROWS = 32768;
+/** Rows above which tensor cores multiply matrices of so many weights, those of an 8B. */
+const TENSOR_ROWS = 8, TENSOR_WEIGHTS = 1 << 24;
 /**
  * Maximum loads per lane for a row to count as short: all are in flight at once
  * ("o_proj with all its loads in flight").
@@ -624,7 +634,9 @@ function chooseTensorCores(
   if (typeof choice !== "object") return undefined;
   const { constants, headroom, splits, origin } = choice;
   const reasons = [
-    `${shape.m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`,
+    shape.m > FEW_ROWS
+      ? `${shape.m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`
+      : `${shape.m} rows of a matrix of ${TENSOR_WEIGHTS} weights or more`,
     "tensor cores multiply f16, rows scaled into range, and sum in f32",
   ];
   if (splits > 1) reasons.push(`${splits} splits of k to fill the GPU`);

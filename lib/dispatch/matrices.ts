@@ -24,8 +24,11 @@ export const LARGEST_HALF = 65504;
 /** What the rows of a are scaled to: twice as much is still in f16's range, sums are f32. */
 const HEADROOM = 2 ** 14;
 
-/** Workgroups that keep a large GPU busy, two on each of an H200's multiprocessors. */
-const ENOUGH_WORKGROUPS = 256;
+/**
+ * Workgroups that keep a large GPU busy, two on each of an H200's multiprocessors; four of those
+ * that only wait for weights ("Tensor cores for 16 rows").
+ */
+const ENOUGH_WORKGROUPS = 256, ENOUGH_SMALL = 512;
 
 /** Maximum splits of k, and minimum k per split: summing them costs a dispatch. */
 const MOST_SPLITS_OF_K = 8, LEAST_K = 256;
@@ -56,6 +59,10 @@ export const MATRIX_TILES = {
   large: { BM: 128, BN: 128, BK: 32, SM: 2, SN: 2, STAGES: 1 },
   /** Up to 64 rows, or if there is no room for the large one. */
   small: { BM: 64, BN: 128, BK: 32, SM: 2, SN: 2, STAGES: 1 },
+  /** Up to 16 rows ("Tensor cores for 16 rows"). */
+  few: { BM: 16, BN: 64, BK: 64, SM: 1, SN: 4, STAGES: 1 },
+  /** Up to 32 rows. Measured with 64 only. */
+  some: { BM: 32, BN: 64, BK: 64, SM: 1, SN: 4, STAGES: 1 },
   /** For 32 rows of an expert. Not measured. */
   narrow: { BM: 32, BN: 128, BK: 32, SM: 1, SN: 4, STAGES: 1 },
 } as const satisfies Record<string, MatrixTile>;
@@ -114,11 +121,10 @@ export function chooseMatrices(
   const refused = refusal({ k, largest });
   if (refused !== undefined) return refused;
   const tuned = device.tuned?.get(linearKey("gemmMatrix", shape, true));
-  const few = m <= 64;
-  const { large, small } = MATRIX_TILES;
-  const tile = fitting(few ? [small] : [large, small], format, tuned, device);
+  const tile = fitting(tilesFor(m, swiglu), format, tuned, device);
   if (typeof tile === "string") return tile;
-  const wanted = Math.floor(ENOUGH_WORKGROUPS / tiles(m, n, tile));
+  const enough = m <= 32 ? ENOUGH_SMALL : ENOUGH_WORKGROUPS;
+  const wanted = Math.floor(enough / tiles(m, n, tile));
   const most = Math.min(MOST_SPLITS_OF_K, wanted, Math.floor(k / LEAST_K));
   const splits = swiglu ? 1 : Math.max(1, most);
   return {
@@ -132,10 +138,18 @@ export function chooseMatrices(
     splits,
     origin: tuned
       ? "tuned for this adapter"
-      : few
+      : m > 16 && m <= 64
       ? "tile not measured"
       : "tile measured on an H200",
   };
+}
+
+/** The tiles for `m` rows, the best first. With SwiGLU, a subgroup has gates and ups. */
+function tilesFor(m: number, swiglu: boolean): readonly MatrixTile[] {
+  const { large, small, some, few } = MATRIX_TILES;
+  if (m > 32) return m > 64 ? [large, small] : [small];
+  const tile = m > 16 ? some : few;
+  return [swiglu ? { ...tile, BN: 2 * tile.BN } : tile];
 }
 
 /** The first of `tiles` that there is room for, or why there is none. */

@@ -731,7 +731,7 @@ Deno.test("attention with o_proj is chosen where it was measured to be faster", 
   assertEquals(chooseProjection({ ...of(1024), rows: 2 }, device), undefined);
   const why = (given: Parameters<typeof chooseProjection>[0]) =>
     String(chooseProjection(given, device));
-  assertMatch(why(of(4096)), /8 kv heads × 64 blocks of 64 rows .* 256 work/);
+  assertMatch(why(of(4096)), /8 kv heads × 64 blocks of 64 rows .* 128 work/);
   assertMatch(why({ ...of(1024), group: 4 }), /64 values in a lane/);
   const limits = { ...device.limits, maxStorageBuffersPerShaderStage: 8 };
   assertMatch(String(from({ ...device, limits })), /binds 14 .* allows 8/);

@@ -45,18 +45,28 @@ Deno.test("tensor cores that multiply f16 with sums in f32 run many rows", () =>
     "512 rows: more than 32, tiles reuse the matrix; tensor cores multiply f16, rows scaled into range, and sum in f32; tile measured on an H200",
   );
   for (
-    const [m, size] of [[64, "small"], [65, "large"], [4096, "large"]] as const
+    const [m, size] of [
+      ...[[9, "few"], [16, "few"], [17, "some"], [32, "some"], [33, "small"]],
+      ...[[64, "small"], [65, "large"], [4096, "large"]],
+    ] as const
   ) {
     const { constants, reason } = chooseLinear({ ...layer, m }, device);
     const { BM, BN, BK } = constants, tile = MATRIX_TILES[size];
     assertEquals({ ...tile, BM, BN, BK }, tile);
-    assertEquals(/tile not measured$/.test(reason), size === "small");
+    const unmeasured = size === "small" || size === "some";
+    assertEquals(/tile not measured$/.test(reason), unmeasured);
   }
+  // A subgroup has gates and ups, and no splits have both.
+  const gated = chooseLinear({ ...layer, m: 16, swiglu: true }, device);
+  assertEquals([gated.constants.BN, gated.splits], [128, 1]);
+  assertEquals(chooseLinear({ ...layer, m: 16 }, device).splits, 5);
   // Sums in f32 are exact enough for attention's projections.
   const exact = chooseLinear({ ...layer, exact: true }, device);
   assertEquals(exact.kernel, "gemmMatrix");
-  // Few rows read the matrix once in other kernels.
-  assertEquals(chooseLinear({ ...layer, m: 32 }, device).kernel, "gemvRows");
+  // Other kernels read the matrix once for few rows.
+  for (const few of [{ m: 8 }, { m: 32, n: 1024, k: 2048 }]) {
+    assertEquals(chooseLinear({ ...layer, ...few }, device).kernel, "gemvRows");
+  }
 });
 
 Deno.test("without such tensor cores, or f16, nothing changes", () => {
@@ -110,7 +120,7 @@ Deno.test("tiles suit every format and size", () => {
   for (const room of [16384, 32768, 49152]) {
     const limits = { ...device.limits, maxComputeWorkgroupStorageSize: room };
     for (const format of FORMATS) {
-      for (const m of [33, 64, 65, 300, 512, 2048, 8192]) {
+      for (const m of [9, 16, 32, 33, 64, 65, 512, 2048, 8192]) {
         for (const n of [8, 1024, 6144, 151936]) {
           for (const swiglu of [false, true]) {
             const shape = { ...layer, m, n, format, swiglu, k: 1024 };
