@@ -80,10 +80,11 @@ export function chooseLinear(
 /**
  * Whether tensor cores would be faster, if there are any: for many rows, and for a few where
  * the matrix takes longer than the dispatches that make rows f16 and sum splits ("Tensor cores
- * for 16 rows").
+ * for 16 rows"), unless it has blocks, which other kernels multiply as integers.
  */
-const suitsTensorCores = ({ m, n, k }: LinearShape): boolean =>
-  m > FEW_ROWS || m > TENSOR_ROWS && n * k >= TENSOR_WEIGHTS;
+const suitsTensorCores = ({ m, n, k, format }: LinearShape): boolean =>
+  m > FEW_ROWS ||
+  m > TENSOR_ROWS && n * k >= TENSOR_WEIGHTS && format.elements === 1;
 
 /** The most rows that a matrix is read for at once; tiles reuse it for more. */
 export const mostFew = (

@@ -45,6 +45,7 @@ import { GpuKvCache } from "./kv_cache.ts";
 import type { GpuOps } from "./ops.ts";
 import type { Paces } from "./paces.ts";
 import { RingReader } from "./ring_reader.ts";
+import { StepTime, type Submitted } from "./step_time.ts";
 import {
   addSampling,
   readLogprobs,
@@ -95,6 +96,8 @@ interface Pass {
   readonly input: Tensor;
   /** Logits, of a decode step. */
   readonly result: Tensor;
+  /** Of a decode step. */
+  readonly time: StepTime;
 }
 
 /** The dispatches that sample some rows. */
@@ -119,8 +122,7 @@ interface Piece {
 /** Steps that were submitted. */
 interface Started {
   readonly step: Step;
-  /** When the first was. */
-  readonly began: number;
+  readonly pieces: Submitted[];
   /** The number of tokens each row had sampled before. */
   readonly begins: readonly number[];
   /** Rows that take the first step only. */
@@ -154,8 +156,8 @@ export class GpuRows implements Rows {
   #placed: (Placed | undefined)[] = [];
   /** Rows that were left out after a step. */
   #left: Iterable<number> = [];
-  /** The shortest time that a step took, by its pass. */
-  readonly #stepMs = new WeakMap<Pass, number>();
+  /** Whether prompts were submitted that nobody has waited for. */
+  #isBehind = false;
   #ahead?: Piece;
   #started?: Started;
   /** When a timer last fired. */
@@ -303,6 +305,7 @@ export class GpuRows implements Rows {
       cache.table.subarray(table, table + count * pagesEach),
     );
     const begin = lengths.reduce((a, b) => Math.max(a, b));
+    this.#isBehind = true;
     const work = { begin, tokens: count * padded };
     await paces.prompt.run(
       plan,
@@ -331,8 +334,8 @@ export class GpuRows implements Rows {
     );
     const masked = new Set(texts.flatMap((text, row) => text?.mask ? row : []));
     const most = texts.every((text) => !text || text.mask) ? 1 : steps;
-    const began = performance.now();
-    const started = this.#started = { step, began, begins, masked, steps: 0 };
+    const started: Started = { step, begins, masked, steps: 0, pieces: [] };
+    this.#started = started;
     if (this.#isSliced(step)) await this.#runSlices(started, most, goesOn);
     else await this.#runPieces(started, most, goesOn);
     return started.steps;
@@ -379,19 +382,20 @@ export class GpuRows implements Rows {
   }
 
   /** How long the device will work on what was submitted, as far as is known. */
-  #leftMs({ step: { pass }, began, steps }: Started): number {
-    const each = this.#stepMs.get(pass) ?? 0;
-    return steps * each - (performance.now() - began);
+  #leftMs({ step: { pass: { time } }, pieces }: Started): number {
+    return time.left(pieces, performance.now());
   }
 
+  /** Waits for a timer; not long, because how long the device works is a guess. */
   async #sleep(ms: number): Promise<void> {
-    await new Promise((resolve) => setTimeout(resolve, ms));
+    const most = Math.min(ms, LONGEST_WAIT_MS);
+    await new Promise((resolve) => setTimeout(resolve, most));
     this.#turned = performance.now();
   }
 
   /** How many steps to submit together next. */
   #first({ step: { pass }, masked, steps }: Started): number {
-    const isLong = (this.#stepMs.get(pass) ?? 0) > LONG_STEP_MS;
+    const isLong = pass.time.ms > LONG_STEP_MS;
     return isLong || steps === 0 && masked.size > 0 ? 1 : PIECE;
   }
 
@@ -667,7 +671,7 @@ export class GpuRows implements Rows {
       begin();
     }
     unfinished.move();
-    return { plan, input, result: verb.value };
+    return { plan, input, result: verb.value, time: new StepTime() };
   }
 
   get #stepAt() {
@@ -695,25 +699,23 @@ export class GpuRows implements Rows {
   ): Promise<void> {
     const { step } = started;
     while (started.steps < most && (started.steps === 0 || goesOn())) {
-      const state = { length: this.#length };
+      const state = { length: this.#length }, at = performance.now();
       await this.paces.step.run(step.pass.plan, state, this.#workOf);
       step.sampler.plan.run();
-      this.#advance(started, 1);
+      this.#advance(started, 1, at);
     }
     this.#submit(this.#copies(step));
   }
 
   /** Notes how long steps took, of which the last wait began when it was `called`. */
-  #waited({ step, steps, began }: Started, called: number): void {
+  #waited({ step, steps, pieces }: Started, called: number): void {
     const { prompt, step: pace } = this.paces, now = performance.now();
     prompt.waited();
     pace.waited();
     const ms = now - called;
     if (ms > LONGEST_WAIT_MS) pace.measured(steps * this.#stepWork(step), ms);
-    // A step alone would take in how long it takes to read its token.
-    if (steps === 1) return;
-    const before = this.#stepMs.get(step.pass) ?? Infinity;
-    this.#stepMs.set(step.pass, Math.min(before, (now - began) / steps));
+    if (!this.#isBehind) step.pass.time.arrived(pieces, called, now);
+    this.#isBehind = false;
   }
 
   #encode(step: Step, steps: number, last: boolean): GPUCommandBuffer[] {
@@ -742,14 +744,15 @@ export class GpuRows implements Rows {
     return commands;
   }
 
-  /** Notes that steps were submitted. */
-  #advance(started: Started, steps: number): void {
+  /** Notes that steps were submitted, from when on. */
+  #advance(started: Started, steps: number, at = performance.now()): void {
     this.#length = Math.min(this.#length + steps, this.#cache.context - 1);
     if (started.steps === 0) {
       for (const row of started.masked) this.#state.idle(row);
       this.#left = started.masked;
     }
     started.steps += steps;
+    started.pieces.push({ at, steps });
   }
 
   #submit(commands: GPUCommandBuffer[]): void {

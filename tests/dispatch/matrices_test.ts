@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { gemmMatrix } from "../../kernels/gemm_matrix.ts";
 import type { Capabilities } from "../../lib/dispatch/capabilities.ts";
 import { linearKey } from "../../lib/dispatch/keys.ts";
@@ -15,7 +15,7 @@ import {
 } from "../../lib/dispatch/matrices.ts";
 import type { Constants, LinearShape } from "../../lib/dispatch/shapes.ts";
 import { bf16 } from "../../lib/formats/bf16.ts";
-import { FORMATS } from "../../lib/formats/mod.ts";
+import { formatNamed, FORMATS } from "../../lib/formats/mod.ts";
 
 const device: Capabilities = {
   subgroupSize: 32,
@@ -67,6 +67,8 @@ Deno.test("tensor cores that multiply f16 with sums in f32 run many rows", () =>
   for (const few of [{ m: 8 }, { m: 32, n: 1024, k: 2048 }]) {
     assertEquals(chooseLinear({ ...layer, ...few }, device).kernel, "gemvRows");
   }
+  const blocks = { ...layer, m: 16, format: formatNamed("q4_k") };
+  assertMatch(chooseLinear(blocks, device).kernel, /^gemvRows/);
 });
 
 Deno.test("without such tensor cores, or f16, nothing changes", () => {

@@ -1,0 +1,58 @@
+/**
+ * How long a decode step takes on a device, as far as the host can tell from when it
+ * submitted steps and when their tokens were there.
+ *
+ * @module
+ */
+
+/** Steps that were submitted together, and when, in milliseconds. */
+export interface Submitted {
+  readonly at: number;
+  readonly steps: number;
+}
+
+/** Tokens that are read without such a wait were there before. */
+const SHORT_WAIT_MS = 0.5;
+
+/** The time of a step of one kind. */
+export class StepTime {
+  #ms = 0;
+  #isFirst = true;
+
+  /** Milliseconds; 0 as long as nothing is known. */
+  get ms(): number {
+    return this.#ms;
+  }
+
+  /** How long the device will work on what was submitted, in order, from `now` on. */
+  left(pieces: readonly Submitted[], now: number): number {
+    const end = pieces.reduce(
+      (end, { at, steps }) => Math.max(end, at) + steps * this.#ms,
+      0,
+    );
+    return Math.max(0, end - now);
+  }
+
+  /**
+   * Notes that the tokens of `pieces` were there at `now`, for which the host had waited
+   * since `called`.
+   *
+   * The host sleeps by this time, so one that is too long must not confirm itself: of all
+   * last pieces together, the device took no longer than since they were submitted. If it
+   * was done before, nobody knows when: then half is the guess. The first steps, which may
+   * wait for compilers, are left out.
+   */
+  arrived(pieces: readonly Submitted[], called: number, now: number): void {
+    if (this.#isFirst) {
+      this.#isFirst = false;
+      return;
+    }
+    let steps = 0, ms = Infinity;
+    for (const piece of pieces.toReversed()) {
+      steps += piece.steps;
+      ms = Math.min(ms, (now - piece.at) / steps);
+    }
+    // A step alone would take in how long it takes to read its token.
+    if (steps > 1) this.#ms = now - called < SHORT_WAIT_MS ? ms / 2 : ms;
+  }
+}
