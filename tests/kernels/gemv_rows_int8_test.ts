@@ -232,7 +232,7 @@ gpuTest(
     for (const epilogue of ["store", "add", "swiglu"] as const) {
       for (const [column, padding] of [[0, 5], [3, 0], [16, 3]]) {
         const place = { column, padding, epilogue };
-        await check(trial, { m: 5, n: 38, k: 96, w: "q4_0", ...place });
+        await check(trial, { m: 2, n: 38, k: 96, w: "q4_0", ...place });
       }
     }
   },
@@ -263,7 +263,7 @@ gpuTest(
         pairs ? ["store", "add", "swiglu"] as const : ["store", "add"] as const,
       );
       const k = trial.random.pick([256, 768, 1280]);
-      await check(trial, { m: 5, n: 38, k, w, epilogue, constants });
+      await check(trial, { m: 3, n: 38, k, w, epilogue, constants });
     }
   },
 );

@@ -19,7 +19,7 @@ gpuTest(
   async (_, trial) => {
     const lengths = [1, 3, 4, 7, 8, 12, 80, 100, 1000, 1024];
     for (const k of trial.some(lengths, 2)) {
-      for (const w of WEIGHTS) await check(trial, { m: 5, n: 37, k, w });
+      for (const w of WEIGHTS) await check(trial, { m: 2, n: 37, k, w });
     }
   },
 );
@@ -114,7 +114,7 @@ gpuTest(
   async (_, trial) => {
     for (const kind of ["store", "add", "swiglu"] as const) {
       for (const w of trial.some(WEIGHTS, 1)) {
-        const shape = { m: 6, n: 74, w, epilogue: kind };
+        const shape = { m: 3, n: 74, w, epilogue: kind };
         await check(trial, { ...shape, k: 80 });
         if (kind !== "add") {
           await check(trial, { ...shape, k: 1000, norm: w });
@@ -166,7 +166,7 @@ gpuTest(
     for (const kind of ["store", "add", "swiglu"] as const) {
       for (const [column, padding] of [[0, 5], [3, 0], [16, 3]]) {
         const place = { column, padding, epilogue: kind };
-        await check(trial, { m: 5, n: 38, k: 80, ...place });
+        await check(trial, { m: 3, n: 38, k: 80, ...place });
       }
     }
   },
@@ -202,7 +202,7 @@ gpuTest(
       },
     ];
     for (const constants of trial.some(choices, 3)) {
-      const m = 5, n = 38;
+      const m = 3, n = 38;
       await check(trial, { m, n, k: 392, norm: "f32", constants });
       await check(trial, { m, n, k: 264, epilogue: "add", constants });
       if (Number(constants.ROWS ?? 4) % 2) continue; // pairs of rows
