@@ -482,7 +482,7 @@ for (const headDim of [2, 16, 64]) {
       const mistakes: Parameters<typeof attention>[5][] = [
         (score) => 1.001 * score,
         (score, key) => key === 20 ? -1e9 : score,
-        (score, key) => key === 20 ? score + 0.01 : score,
+        (score, key) => key === 20 ? score + 0.1 : score,
       ];
       for (const mistake of mistakes) {
         const { values } = attend(mistake);
