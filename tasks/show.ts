@@ -27,7 +27,7 @@ import {
   type Sketched,
   STATED_DEVICE,
 } from "../lib/tools/show.ts";
-import { everyText } from "../lib/tools/texts.ts";
+import { writeTexts } from "../lib/tools/texts.ts";
 import {
   DTYPE_FLAG,
   type Flags,
@@ -163,13 +163,7 @@ async function writeAll(
     );
   }
   await makeFolder(folder);
-  let count = 0;
-  for (const { kernel, device, label, wgsl } of everyText(compiler)) {
-    count++;
-    const file = `${kernel}-${`${count}`.padStart(4, "0")}.wgsl`;
-    const head = `// ${kernel} on ${device}\n// ${label}\n`;
-    await Deno.writeTextFile(`${folder}/${file}`, head + wgsl);
-  }
+  const count = await writeTexts(folder, compiler);
   console.log(`Wrote ${count} texts for ${compiler} to ${folder}`);
   return 0;
 }

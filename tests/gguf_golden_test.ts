@@ -178,7 +178,7 @@ const NAMES = [
   "tiny-moe-bf16-MXFP4_MOE",
   "split-Q8_0-00001-of-00003",
 ];
-const onGpu = precisionsOnGpu(NAMES, 3);
+const onGpu = precisionsOnGpu(NAMES, 2);
 for (const name of NAMES) {
   const golden = name.replace(/^split-Q8_0.*/, "base-Q8_0");
   testFile(`${FILES}${name}.gguf`, FILES + golden, onGpu(name));
@@ -194,7 +194,7 @@ const HALVES: Parameters<typeof testHalf>[] = [
   // Its heads have 64 values, so attention multiplies in f16 too.
   [DEFAULT_MODEL, `${FILES}stories-3m-Q8_0`, "q8_0"],
 ];
-for (const half of someOf(HALVES, 2)) testHalf(...half);
+for (const half of someOf(HALVES, 1)) testHalf(...half);
 
 // Software adapters multiply in f32 by default, so integers are asked for.
 gpuTest(

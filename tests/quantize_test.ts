@@ -6,12 +6,19 @@ import { assert, assertRejects } from "@std/assert";
 import { DEFAULT_MODEL, loadQwen3 } from "../mod.ts";
 import { ggufCases } from "./support/gguf_golden.ts";
 import { relativeError } from "./support/golden.ts";
-import { eachDevice } from "./support/gpu.ts";
+import { gpuTest, someOf } from "./support/gpu.ts";
 
 const FILES = new URL("fixtures/gguf/files/", import.meta.url).pathname;
 
-for (const type of ["Q8_0", "Q4_1", "Q5_0", "Q5_1"]) {
-  eachDevice(`the story model quantised as ${type}`, async (device) => {
+const TYPES = ["Q8_0", "Q4_1", "Q5_0", "Q5_1"];
+const ON_GPU = someOf(TYPES, 1);
+
+for (const type of TYPES) {
+  const test = (name: string, fn: (device: "cpu" | "gpu") => Promise<void>) => {
+    Deno.test(`${name} (cpu)`, () => fn("cpu"));
+    if (ON_GPU.includes(type)) gpuTest(`${name} (gpu)`, () => fn("gpu"));
+  };
+  test(`the story model quantised as ${type}`, async (device) => {
     using qwen = await loadQwen3(DEFAULT_MODEL, {
       device,
       precision: "f32",

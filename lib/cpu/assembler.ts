@@ -12,10 +12,12 @@
 export type Code = readonly number[];
 type Instruction = (...operands: Code[]) => Code;
 
-const op = (...bytes: number[]): Instruction => (...operands) => [
-  ...operands.flat(),
-  ...bytes,
-];
+/** Code after code: V8 copies lists in `concat`, and walks over them in `flat` and `...`. */
+const joined = (...codes: Code[]): number[] =>
+  ([] as number[]).concat(...codes);
+
+const op = (...bytes: number[]): Instruction => (...operands) =>
+  joined(...operands, bytes);
 const simd = (number: number): Instruction => op(0xfd, ...unsigned(number));
 
 /** LEB128 of an unsigned integer. */
@@ -208,31 +210,22 @@ export const branch = (
   condition: Code,
   then: Code[],
   otherwise: Code[] = [],
-): Code => [
-  ...condition,
-  ...[0x04, 0x40],
-  ...then.flat(),
-  0x05,
-  ...otherwise.flat(),
-  0x0b,
-];
+): Code =>
+  joined(condition, [0x04, 0x40], ...then, [0x05], ...otherwise, [0x0b]);
 
 /** `while (condition) body` */
-export const loop = (condition: Code, body: Code[]): Code => [
-  ...condition,
-  ...[0x04, 0x40, 0x03, 0x40], // if, loop: the condition is then tested at the end
-  ...body.flat(),
-  ...condition,
-  ...[0x0d, 0x00, 0x0b, 0x0b], // br_if loop, end, end
-];
+export const loop = (condition: Code, body: Code[]): Code =>
+  joined(
+    condition,
+    [0x04, 0x40, 0x03, 0x40], // if, loop: the condition is then tested at the end
+    ...body,
+    condition,
+    [0x0d, 0x00, 0x0b, 0x0b], // br_if loop, end, end
+  );
 
 /** `a < b ? a : b` of unsigned integers. */
-export const min = (a: Code, b: Code): Code => [
-  ...a,
-  ...b,
-  ...i32.lessUnsigned(a, b),
-  0x1b,
-];
+export const min = (a: Code, b: Code): Code =>
+  joined(a, b, i32.lessUnsigned(a, b), [0x1b]);
 
 /** `[make(0), make(1), …]`, for unrolled loops. */
 export const times = <T>(count: number, make: (index: number) => T): T[] =>
@@ -298,27 +291,30 @@ export class FunctionBuilder<Parameter extends string> {
     const constants = [...this.#constants].map(([bytes, local]) =>
       local.set(v128.const(bytes.split(",").map(Number)))
     );
-    const code = [
-      ...vector(this.#locals.map((type) => [1, TYPES[type]])),
-      ...constants.flat(),
-      ...body.flat(),
-      0x0b,
-    ];
+    const code = joined(
+      vector(this.#locals.map((type) => [1, TYPES[type]])),
+      ...constants,
+      ...body,
+      [0x0b],
+    );
     return {
       name: this.name,
       type: [0x60, ...unsigned(types.length), ...types, 0],
-      code: [...unsigned(code.length), ...code],
+      code: joined(unsigned(code.length), code),
     };
   }
 }
 
 function variable(index: number): Local {
   const bytes = unsigned(index);
-  return { get: [0x20, ...bytes], set: (value) => [...value, 0x21, ...bytes] };
+  return {
+    get: [0x20, ...bytes],
+    set: (value) => joined(value, [0x21], bytes),
+  };
 }
 
 function vector(items: number[][]): number[] {
-  return [...unsigned(items.length), ...items.flat()];
+  return joined(unsigned(items.length), ...items);
 }
 
 function text(value: string): number[] {
@@ -327,7 +323,7 @@ function text(value: string): number[] {
 
 function section(id: number, items: number[][]): number[] {
   const body = vector(items);
-  return [id, ...unsigned(body.length), ...body];
+  return joined([id], unsigned(body.length), body);
 }
 
 /** A module that exports `functions` and imports a shared memory as `work.memory`. */
@@ -336,12 +332,12 @@ export function assemble(
 ): Uint8Array<ArrayBuffer> {
   const memory = [0x02, 0x03, 0, ...unsigned(65536)]; // shared, 0 to 65,536 pages
   const names = functions.map(({ name }) => text(name));
-  return Uint8Array.from([
-    ...[0x00, 0x61, 0x73, 0x6d, 1, 0, 0, 0], // magic, version
-    ...section(1, functions.map(({ type }) => type)),
-    ...section(2, [[...text("work"), ...text("memory"), ...memory]]),
-    ...section(3, functions.map((_, index) => unsigned(index))),
-    ...section(7, names.map((name, index) => [...name, 0, ...unsigned(index)])),
-    ...section(10, functions.map(({ code }) => code)),
-  ]);
+  return new Uint8Array(joined(
+    [0x00, 0x61, 0x73, 0x6d, 1, 0, 0, 0], // magic, version
+    section(1, functions.map(({ type }) => type)),
+    section(2, [[...text("work"), ...text("memory"), ...memory]]),
+    section(3, functions.map((_, index) => unsigned(index))),
+    section(7, names.map((name, index) => [...name, 0, ...unsigned(index)])),
+    section(10, functions.map(({ code }) => code)),
+  ));
 }

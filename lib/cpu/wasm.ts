@@ -80,11 +80,20 @@ const NEVER = -1;
 export interface WasmChoice {
   kernel: "wasm-relaxed-simd" | "wasm-simd";
   reason: string;
-  bytes: Uint8Array<ArrayBuffer>;
+  module: WebAssembly.Module;
 }
 
-/** The best module that this engine accepts, or why there is none. */
-export function chooseWasm(): WasmChoice | { refusal: string } {
+/** What this engine accepts, which does not change. */
+let chosen: WasmChoice | { refusal: string } | undefined;
+
+/**
+ * The best module that this engine accepts, or why there is none. Models share it:
+ * it takes tens of milliseconds to assemble, and engines optimise it as it runs.
+ */
+export const chooseWasm = (): WasmChoice | { refusal: string } =>
+  chosen ??= findWasm();
+
+function findWasm(): WasmChoice | { refusal: string } {
   try {
     // A page that is not cross-origin isolated has such memory, but no SharedArrayBuffer.
     new WebAssembly.Memory({ initial: 0, maximum: 0, shared: true });
@@ -94,12 +103,14 @@ export function chooseWasm(): WasmChoice | { refusal: string } {
   const relaxed = wasmKernels(true, unsignedBytes() ? 8 : 7);
   if (WebAssembly.validate(relaxed)) {
     const reason = "WebAssembly has relaxed SIMD";
-    return { kernel: "wasm-relaxed-simd", reason, bytes: relaxed };
+    const module = new WebAssembly.Module(relaxed);
+    return { kernel: "wasm-relaxed-simd", reason, module };
   }
   const simd = wasmKernels(false);
   if (WebAssembly.validate(simd)) {
     const reason = "WebAssembly has SIMD, but not relaxed SIMD";
-    return { kernel: "wasm-simd", reason, bytes: simd };
+    const module = new WebAssembly.Module(simd);
+    return { kernel: "wasm-simd", reason, module };
   }
   return { refusal: "WebAssembly has no SIMD" };
 }
@@ -154,7 +165,7 @@ export class WasmCpuKernels implements CpuKernels {
     private readonly integers: boolean,
   ) {
     const reserved = workBytes(threads);
-    this.#pool = new CpuPool(threads, new WebAssembly.Module(choice.bytes));
+    this.#pool = new CpuPool(threads, choice.module);
     this.#memory = new CpuMemory(reserved, (memory) => {
       writeMasks(memory.buffer);
       this.#pool.add(memory);

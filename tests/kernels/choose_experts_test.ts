@@ -11,7 +11,7 @@ gpuTest(
         [1, 2, 8, n].filter((used) => used <= n && used <= 40)
           .map((used) => ({ n, used }))
       );
-      for (const one of trial.some(cases, 18)) {
+      for (const one of trial.some(cases, 9)) {
         for (const normalized of trial.some([true, false], 1)) {
           const given = { m: 3, ...one, normalized };
           const constants = lanes(gpu, subgroups);

@@ -9,13 +9,13 @@ const GROUPS = { groups: [0, 0, 2, 1, -1], experts: 3 };
 gpuTest(
   "expertGemm multiplies groups by matrices of any size and type",
   async (_, trial) => {
-    for (const [n, k] of [[1, 1], [5, 8], [70, 12], [66, 100]]) {
-      for (const w of trial.some(FLOATS, 1)) {
+    for (const w of trial.some(FLOATS, 1)) {
+      for (const [n, k] of [[1, 1], [5, 8], [70, 12], [66, 100]]) {
         const second = n % 5 === 0;
         await checkCase(expertGemm, trial, { ...GROUPS, n, k, w, second });
       }
     }
-    for (const w of trial.some(BLOCKS, 5)) {
+    for (const w of trial.some(BLOCKS, 3)) {
       const given = { ...GROUPS, n: 20, k: 256, w, second: true };
       await checkCase(expertGemm, trial, given);
     }
@@ -26,8 +26,8 @@ gpuTest(
   "expertGemm leaves tiles of experts that are elsewhere",
   async (_, trial) => {
     const weights = [[32, "bf16"], [9, "f32"], [64, "q8_0"]] as const;
-    for (const held of [[0, 1], [1, 2], [4, 1], [2, 3]] as const) {
-      for (const [k, w] of trial.some(weights, 2)) {
+    for (const [k, w] of trial.some(weights, 1)) {
+      for (const held of [[0, 1], [1, 2], [4, 1], [2, 3]] as const) {
         const groups = [0, 1, 1, 2, 3, 4, -1];
         const given = { groups, experts: 5, n: 12, k, w, held };
         await checkCase(expertGemm, trial, given);
@@ -38,7 +38,7 @@ gpuTest(
 
 gpuTest("expertGemm multiplies in f16", async (_, trial) => {
   for (const [n, k] of [[40, 64], [7, 12]]) {
-    for (const w of trial.some(FLOATS, 2)) {
+    for (const w of trial.some(FLOATS, 1)) {
       const given = { ...GROUPS, n, k, w, largest: 0.5, second: true };
       await checkCase(expertGemm, trial, given);
     }

@@ -7,7 +7,7 @@ gpuTest(
   "gemvColumns multiplies one to eight rows by matrices of any size",
   async (_, trial) => {
     const { random } = trial, sizes = [1, 3, 4, 8, 31, 128, 129, 1000];
-    for (let m = 1; m <= 8; m++) {
+    for (const m of trial.some([1, 2, 3, 4, 5, 6, 7, 8], 4)) {
       for (const b of ["f32", "f16", "bf16"] as const) {
         if (m > 2 && b !== random.pick(["f32", "f16", "bf16"])) continue;
         for (let i = 0; i < 4; i++) {

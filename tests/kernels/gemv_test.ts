@@ -39,7 +39,7 @@ gpuTest(
     const rows: Constants = { SPREAD: "rows", WORKGROUP: 64 };
     const spreads = gpu.subgroupSize ? [plain, { ...plain, ...rows }] : [plain];
     for (const constants of spreads) {
-      for (const w of trial.some(BLOCKS, 8)) {
+      for (const w of trial.some(BLOCKS, 4)) {
         await check(trial, { n: 37, k: 1280, w, constants });
       }
     }
@@ -109,7 +109,7 @@ gpuTest(
       ...[1, 2, 3, 8].map((STEPS) => ({ STEPS })),
       { ...lanes(gpu, true), LOG_LANES: 2 },
     ];
-    for (const constants of trial.some(choices, 8)) {
+    for (const constants of trial.some(choices, 4)) {
       const ROWS = Number(constants.ROWS ?? 2);
       await check(trial, { n: 38, k: 1000, norm: "f32", constants });
       if (ROWS % 2) continue; // pairs of rows
@@ -126,7 +126,7 @@ gpuTest(
     for (const W_IN of ["buffer", "texture"]) {
       const rows = { SPREAD: "rows", W_IN, WORKGROUP: 64 };
       for (const ROWS of [1, 4]) {
-        for (const w of trial.some(WEIGHTS, 2)) {
+        for (const w of trial.some(WEIGHTS, 1)) {
           const constants = { ...rows, ROWS };
           for (const k of [8, 1000]) {
             await check(trial, { n: 37, k, w, constants });

@@ -37,23 +37,35 @@ export const WITH_GPU = ["--enable-unsafe-webgpu"];
 /** How a page looked. */
 export type Look = BrowserContextOptions;
 
-/** Opens an empty page, which has `PATIENCE_MS` for everything. */
+/** Browsers by their arguments: the tests of a file share them. */
+const browsers = new Map<string, Promise<Browser>>();
+
+Deno.test.afterAll(async () => {
+  for (const browser of browsers.values()) await (await browser).close();
+});
+
+function launched(more: readonly string[]): Promise<Browser> {
+  const args = [...ARGS, ...more], key = args.join();
+  const known = browsers.get(key) ??
+    chromium.launch({ executablePath: CHROMIUM, args });
+  browsers.set(key, known);
+  return known;
+}
+
+/**
+ * Opens an empty page, which has `PATIENCE_MS` for everything; cookies and storage are its
+ * own.
+ */
 export async function openPage(
   look: Look,
   more: readonly string[] = WITHOUT_GPU,
-): Promise<
-  { page: Page; browser: Browser } & AsyncDisposable
-> {
-  const browser = await chromium.launch({
-    executablePath: CHROMIUM,
-    args: [...ARGS, ...more],
-  });
-  const page = await (await browser.newContext(look)).newPage();
+): Promise<{ page: Page } & AsyncDisposable> {
+  const context = await (await launched(more)).newContext(look);
+  const page = await context.newPage();
   page.setDefaultTimeout(PATIENCE_MS);
   return {
     page,
-    browser,
-    [Symbol.asyncDispose]: () => browser.close(),
+    [Symbol.asyncDispose]: () => context.close(),
   };
 }
 

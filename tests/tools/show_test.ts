@@ -18,7 +18,7 @@ const { config } = await openCheckpoint("synthetic:qwen3-0.6b");
 
 gpuTest("shown WGSL compiles on this adapter", async (gpu, trial) => {
   const { device } = gpu;
-  for (const name of trial.some(KERNEL_NAMES, 15)) {
+  for (const name of trial.some(KERNEL_NAMES, 8)) {
     const least = { ...STATED_DEVICE, limits: LEAST_LIMITS };
     for (const on of [gpu, STATED_DEVICE, least]) {
       const { wgsl } = showKernel(name, on, { config });
@@ -120,7 +120,7 @@ gpuTest(
   "shown WGSL with constants that tuning tries compiles",
   async ({ device, ...gpu }, trial) => {
     const { random } = trial;
-    for (const kernel of trial.some(TUNED_KERNELS, 5)) {
+    for (const kernel of trial.some(TUNED_KERNELS, 2)) {
       for (const [name, values] of Object.entries(kernel.tuning.grid)) {
         // Some at a time; tuning checks each before it times it.
         for (const value of new Set([values.at(-1)!, random.pick(values)])) {
