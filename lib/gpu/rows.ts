@@ -714,7 +714,8 @@ export class GpuRows implements Rows {
     pace.waited();
     const ms = now - called;
     if (ms > LONGEST_WAIT_MS) pace.measured(steps * this.#stepWork(step), ms);
-    if (!this.#isBehind) step.pass.time.arrived(pieces, called, now);
+    const behind = this.#isBehind;
+    step.pass.time.arrived(pieces, { called, now, behind });
     this.#isBehind = false;
   }
 

@@ -14,6 +14,9 @@ export interface Submitted {
 /** Tokens that are read without such a wait were there before. */
 const SHORT_WAIT_MS = 0.5;
 
+/** The most that steps behind prompts say while nothing is known. Not measured. */
+const FIRST_GUESS_MS = 5;
+
 /** The time of a step of one kind. */
 export class StepTime {
   #ms = 0;
@@ -40,9 +43,12 @@ export class StepTime {
    * The host sleeps by this time, so one that is too long must not confirm itself: of all
    * last pieces together, the device took no longer than since they were submitted. If it
    * was done before, nobody knows when: then half is the guess. The first steps, which may
-   * wait for compilers, are left out.
+   * wait for compilers, are left out, and those behind prompts only shorten the time.
    */
-  arrived(pieces: readonly Submitted[], called: number, now: number): void {
+  arrived(
+    pieces: readonly Submitted[],
+    { called, now, behind }: { called: number; now: number; behind: boolean },
+  ): void {
     if (this.#isFirst) {
       this.#isFirst = false;
       return;
@@ -53,6 +59,8 @@ export class StepTime {
       ms = Math.min(ms, (now - piece.at) / steps);
     }
     // A step alone would take in how long it takes to read its token.
-    if (steps > 1) this.#ms = now - called < SHORT_WAIT_MS ? ms / 2 : ms;
+    if (steps === 1) return;
+    const guess = now - called < SHORT_WAIT_MS ? ms / 2 : ms;
+    this.#ms = behind ? Math.min(this.#ms || FIRST_GUESS_MS, guess) : guess;
   }
 }

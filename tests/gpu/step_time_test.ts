@@ -15,7 +15,12 @@ class Machine {
   }
 
   /** Runs steps in pieces as lib/gpu/rows.ts does, asleep as long as `time` says. */
-  chunk(time: StepTime, sizes: readonly number[], late = 0): number {
+  chunk(
+    time: StepTime,
+    sizes: readonly number[],
+    { late = 0, behindMs = 0 } = {},
+  ): number {
+    this.#free = Math.max(this.#free, this.now) + behindMs;
     const began = this.now, pieces: Submitted[] = [];
     const sleep = (ms: number) => {
       if (ms > 0) this.now += Math.min(ms + late, 100);
@@ -27,7 +32,8 @@ class Machine {
     sleep(time.left(pieces, this.now) - 5);
     const called = this.now;
     this.now = Math.max(this.now + 0.1, this.#free);
-    time.arrived(pieces, called, this.now);
+    const behind = behindMs > 0;
+    time.arrived(pieces, { called, now: this.now, behind });
     return this.now - began;
   }
 }
@@ -59,11 +65,25 @@ Deno.test("a time that is too long does not confirm itself", () => {
       assert(time.ms > 40 * stepMs);
       machine.stepMs = stepMs;
       let chunks = 0;
-      while (machine.chunk(time, PIECES, late) > 24 * stepMs + late + 5) {
+      while (machine.chunk(time, PIECES, { late }) > 24 * stepMs + late + 5) {
         assert(++chunks < 12, `${stepMs} ms, ${late} late: ${time.ms}`);
       }
     }
   }
+});
+
+Deno.test("steps behind prompts say little: they only shorten the time", () => {
+  const machine = new Machine(1.6), time = new StepTime();
+  const behindMs = 300;
+  machine.chunk(time, [2], { behindMs });
+  machine.chunk(time, [3, 1], { behindMs });
+  assertEquals(time.ms, 5);
+  machine.chunk(time, PIECES, { behindMs });
+  assert(time.ms <= 5, `${time.ms}`);
+  for (let i = 0; i < 3; i++) machine.chunk(time, PIECES);
+  assertAlmostEquals(time.ms, 1.6, 0.1);
+  machine.chunk(time, [3, 3], { behindMs });
+  assert(time.ms <= 1.7, `${time.ms}`);
 });
 
 Deno.test("what is left to do takes idle times into account", () => {
