@@ -246,9 +246,9 @@ const MOST_PROJECTED = 16;
 
 /**
  * Storage buffers that attention binds with o_proj: qkv, two norms, positions, k, v and state,
- * up to three planes of a matrix, y, pieces, and a rounded row with its norm.
+ * up to four planes of a matrix, y, pieces, and a rounded row with its norm.
  */
-const PROJECTING_BUFFERS = 14;
+export const PROJECTING_BUFFERS = 15;
 
 /** The matrix that multiplies attention's result. */
 interface ProjectedMatrix {

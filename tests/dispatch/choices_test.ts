@@ -734,7 +734,7 @@ Deno.test("attention with o_proj is chosen where it was measured to be faster", 
   assertMatch(why(of(4096)), /8 kv heads × 64 blocks of 64 rows .* 128 work/);
   assertMatch(why({ ...of(1024), group: 4 }), /64 values in a lane/);
   const limits = { ...device.limits, maxStorageBuffersPerShaderStage: 8 };
-  assertMatch(String(from({ ...device, limits })), /binds 14 .* allows 8/);
+  assertMatch(String(from({ ...device, limits })), /binds 15 .* allows 8/);
 });
 
 Deno.test("few tokens after many keys split them, and only then", () => {

@@ -5,7 +5,7 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import { findKernel, KERNELS } from "../../kernels/list.ts";
-import { AHEAD_BUFFERS } from "../../lib/dispatch/attention.ts";
+import { PROJECTING_BUFFERS } from "../../lib/dispatch/attention.ts";
 import type { Constants } from "../../lib/dispatch/shapes.ts";
 import { LEAST_LIMITS } from "../../lib/webgpu/device.ts";
 import type { Contract, Kernel } from "../../lib/webgpu/kernel.ts";
@@ -68,6 +68,7 @@ const CONTRACT_CONSTANTS: Record<string, (number | string)[]> = {
   MASS: [0, 1],
   NORM: [0, 1],
   PLACED: [0, 1],
+  PROJECT: [0, 64],
   ROUNDED: [0, 1],
   SCALED: [0, 1],
   SPLIT: [0, 1],
@@ -117,23 +118,23 @@ const count = (contract: Contract) =>
 /** Whether a variant binds more than eight buffers, for which dispatch sees to it that all fit. */
 const bindsMore = (
   { name }: Kernel,
-  { EXPERTS, LEAVES, EPILOGUE, FETCHERS }: Constants,
+  { EXPERTS, LEAVES, EPILOGUE, FETCHERS, PROJECT }: Constants,
 ) =>
-  FETCHERS || name === "attendDecode" && LEAVES ||
+  FETCHERS || PROJECT || name === "attendDecode" && LEAVES ||
   EXPERTS && LEAVES && EPILOGUE === "add";
 
 /** The most that those bind. */
 const MORE: Readonly<Record<string, number>> = {
-  attendDecode: AHEAD_BUFFERS,
+  attendDecode: PROJECTING_BUFFERS,
   expertGemvInt8: 9,
 };
 
-Deno.test("every kernel binds at most eight storage buffers, unless it reads or rounds ahead", () => {
+Deno.test("every kernel binds at most eight storage buffers, unless dispatch asks for more", () => {
   const most = (kernel: Kernel, more: boolean) =>
     Math.max(
       ...storageBuffers(kernel).filter(({ constants }) =>
-        // Attention does not do both.
-        !(constants.FETCHERS && constants.LEAVES) &&
+        // Attention that reads ahead does nothing else.
+        !(constants.FETCHERS && (constants.LEAVES || constants.PROJECT)) &&
         (more || !bindsMore(kernel, constants))
       ).map(({ n }) => n),
     );
