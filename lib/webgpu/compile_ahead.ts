@@ -39,6 +39,8 @@ const OPENING = 0.5;
 const WORKER = new URL("./compile_worker.ts", import.meta.url);
 /** The variable that says which backends Deno's WebGPU opens, each thread for itself. */
 const BACKENDS = "DENO_WEBGPU_BACKEND";
+/** What GL is called there, in any case and between any spaces. */
+const GL = /^\s*(gl|gles|opengl)\s*$/i;
 /** Devices on which a worker has failed; other workers would fail too. */
 const failing = new WeakSet<Gpu>();
 
@@ -143,7 +145,7 @@ function limitBackends(): string | undefined {
   }
   const given = host.env(BACKENDS);
   if (given === undefined) host.setEnv(BACKENDS, "vulkan");
-  return given?.split(",").includes("gl")
+  return given?.split(",").some((name) => GL.test(name))
     ? `${BACKENDS} is ${given}: threads that open GL may block one another`
     : undefined;
 }

@@ -85,8 +85,11 @@ gpuTest("workers open no GL, and none start where they would", async (gpu) => {
     faked.setEnv = (...both) => void set.push(both.join("="));
     assertMatch(await compiled("unset"), /^3 threads/);
     assertEquals(set, [`${name}=vulkan`]);
-    faked.env = (one) => one === name ? "gl,vulkan" : env(one);
-    assertMatch(await compiled("given"), /^one thread: .* is gl,vulkan: /);
+    for (const given of ["gl,vulkan", "vulkan, OpenGL", "GLES"]) {
+      faked.env = (one) => one === name ? given : env(one);
+      const value = await compiled(given);
+      assert(value.startsWith(`one thread: ${name} is ${given}: `), value);
+    }
     faked.isGranted = (kind, of) => of !== name && isGranted(kind, of);
     assertMatch(await compiled("refused"), /^one thread: .* no env permission/);
   } finally {
