@@ -306,7 +306,7 @@ export const attendDecode = defineKernel<DecodeCase>({
       ...(FETCHERS ? { next: "any as unit", after: "any as unit" } : {}),
     };
   },
-  uniforms: { first: "u32", eps: "f32", scale: "f32" },
+  uniforms: { firstSequence: "u32", eps: "f32", scale: "f32" },
   constants: {
     HEAD_DIM: 128,
     GROUP: 2,
@@ -540,7 +540,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   }
   let kv_head = wg.y / SHARES;
   let row = wg.z;
-  let sequence = u.first + row;
+  let sequence = u.firstSequence + row;
   ${POSITIONS("sequence")}
   let position = past;
   let heads = u.kvHeads * SHARES * GROUP;
@@ -942,7 +942,7 @@ ${ADD_PARTS}
         LEAVES: leaves ? 1 : 0,
         PROJECT: projected?.PROJECT ?? 0,
       },
-      uniforms: { first: 0, eps: EPS, scale: headDim ** -0.5 },
+      uniforms: { firstSequence: 0, eps: EPS, scale: headDim ** -0.5 },
       grid: decodeGrid(projected?.blocks ?? splits, groups, rows, fetchers),
       expected: () => {
         const after = reference.appended(inputs, sizes);

@@ -28,7 +28,8 @@ export function chooseLiterals(
 /**
  * Which sizes and uniforms of a pass are literals, if any: those of a decode step that are the
  * same in every cache of the model. The pages of a cache grow, and the context of several
- * sequences fits their texts.
+ * sequences fits their texts. A pass that reads a single token begins at any sequence, and
+ * shares the texts of decode steps.
  */
 export function literalsOf(
   { tokens, sequences, paged }: Readonly<
@@ -37,6 +38,7 @@ export function literalsOf(
   device: { software: boolean },
 ): ((name: string) => boolean) | undefined {
   if (tokens > 1 || !chooseLiterals(device).literal) return undefined;
-  const varies = paged ? "sequences" : sequences > 1 ? "context" : undefined;
-  return (name) => name !== varies;
+  if (sequences === 1 && !paged) return () => true;
+  const size = paged ? "sequences" : "context";
+  return (name) => name !== size && name !== "firstSequence";
 }

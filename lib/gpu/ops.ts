@@ -515,7 +515,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const { qkv, cache, layer } = step;
     const { headDim, numAttentionHeads, numKeyValueHeads } = this.config;
     const heads = numAttentionHeads, group = heads / numKeyValueHeads;
-    const rows = qkv.shape[0], { first } = cache.pass;
+    const rows = qkv.shape[0], { first: firstSequence } = cache.pass;
     const label = `layers.${layer}.attention`;
     const splits = mostSplits(cache.context, rows);
     const width = heads * headDim, all = rows * (1 + splits);
@@ -557,7 +557,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
           ? `${reason}; ${ahead.FETCHERS} more workgroups prefetch the next weights into the cache`
           : reason,
         constants: { ...constants, ...ahead, ...cache.constants },
-        uniforms: { first, eps, scale },
+        uniforms: { firstSequence, eps, scale },
         gridAt: ({ length }) =>
           length >= from && splits(length)
             ? decodeGrid(
@@ -594,7 +594,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   ): Unprojected["record"] {
     const { headDim, numKeyValueHeads, rmsNormEps: eps } = this.config;
     const groups = numKeyValueHeads * shares, rows = Number(constants.PROJECT);
-    const { constants: cached, pass: { first } } = step.cache;
+    const { constants: cached, pass: { first: firstSequence } } = step.cache;
     return (w, residual) => {
       const words = pieceWords(w.n, groups, rows);
       const pieces = this.#scratch("pieces of o_proj", "u32", 1, words);
@@ -608,7 +608,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         label: `${label}_o_proj`,
         reason,
         constants: { ...constants, LEAVES: rounded ? 1 : 0, ...cached },
-        uniforms: { first, eps, scale: headDim ** -0.5 },
+        uniforms: { firstSequence, eps, scale: headDim ** -0.5 },
         gridAt: ({ length }) =>
           length < from
             ? decodeGrid(Math.ceil(w.n / rows), groups, 1, 0)

@@ -90,7 +90,7 @@ function run(
       ...cacheConstant(cache),
       ...constants,
     },
-    uniforms: { first, eps, scale: headDim ** -0.5 },
+    uniforms: { firstSequence: first, eps, scale: headDim ** -0.5 },
     gridAt: () => decodeGrid(splits, kvHeads * SHARES, rows, fetchers),
   });
   if (splits > 1 && !constants.MERGE) {
@@ -408,7 +408,7 @@ gpuTest(
           GROUP: 1,
           MERGE: 1,
         },
-        uniforms: { first: 0, eps: sizes.eps, scale: 0.25 },
+        uniforms: { firstSequence: 0, eps: sizes.eps, scale: 0.25 },
         gridAt: () => decodeGrid(splits, 4, rows, 0),
       });
       return plan.seal();
