@@ -29,6 +29,8 @@ import { headVector } from "./precision.ts";
 /** Attention in a decode step: its constants, and how its keys are split. */
 export interface DecodeAttentionChoice {
   constants: Constants;
+  /** Cached tokens from which on another layout takes over. */
+  to: number;
   /** KV splits at `length` cached tokens; 0 if another layout covers that length. */
   splits: (length: number) => number;
   /** Workgroups that share a kv head's query heads. */
@@ -174,6 +176,7 @@ export function chooseDecodeAttention(
     const { fetch } = defaults.attendDecode[context];
     return {
       constants: { ...constants, GROUP: group / shares },
+      to,
       shares,
       merges,
       leaves,

@@ -545,7 +545,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const from = typeof projection === "object" ? projection.from : 0;
     this.#unprojected.delete(y.buffer);
     for (const choice of choices) {
-      const { constants, splits, shares } = choice;
+      const { constants, splits, shares, to } = choice;
+      if (to <= from) continue; // it would never run
       const reason = typeof projection === "string"
         ? `${choice.reason}; o_proj has a dispatch of its own: ${projection}`
         : choice.reason;

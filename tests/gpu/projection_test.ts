@@ -89,6 +89,13 @@ for (
           label.startsWith("layers.1.") && /attention|o_proj/.test(label) &&
           (!gridAt || gridAt({ length }))
         ).map(({ label, kernel }) => `${label.slice(9)} ${kernel}`);
+      // The layout of few keys would never run by itself.
+      const recorded = plan.dispatches.filter(({ label }) =>
+        /^layers\.1\.attention/.test(label)
+      );
+      assertEquals(recorded.map(({ kernel }) => kernel), [
+        ...["attendDecode", "attendDecode", "mergeSplits", "attendDecode"],
+      ]);
       assertEquals(attention(0), ["attention_o_proj attendDecode"]);
       assertEquals(attention(511), ["attention_o_proj attendDecode"]);
       const [{ constants }] = plan.dispatches.filter(({ label }) =>
