@@ -338,18 +338,33 @@ interface Source {
   compiler: Compiler;
 }
 
-/** Generated WGSL by constants; the layers of a model share it. */
-const sources = new WeakMap<Kernel, Map<string, string>>();
+/** The generated WGSL of a kernel. */
+interface Sources {
+  /** Sizes and uniforms that its body reads. */
+  readonly read: ReadonlySet<string>;
+  /** By constants and literals; the layers of a model share it. */
+  readonly texts: Map<string, string>;
+}
+
+const sources = new WeakMap<Kernel, Sources>();
 
 function source(from: Source): string {
   const { kernel, constants, uniforms, compiler } = from;
   let known = sources.get(kernel);
-  if (!known) sources.set(kernel, known = new Map());
-  const literals = uniforms.map(({ literal, value }) => literal ? value : null);
+  if (!known) {
+    const names = kernel.body.matchAll(/\bu\.(\w+)/g);
+    const read = new Set(Array.from(names, ([, name]) => name));
+    sources.set(kernel, known = { read, texts: new Map() });
+  }
+  const { read, texts } = known;
+  // A literal that is read nowhere, such as the context of a cache, makes no other text.
+  const literals = uniforms.map(({ name, literal, value }) =>
+    literal ? read.has(name) ? value : "unread" : null
+  );
   // The constants include the format and view of each buffer.
   const key = JSON.stringify([compiler, constants, literals]);
-  let code = known.get(key);
-  if (code === undefined) known.set(key, code = write(from));
+  let code = texts.get(key);
+  if (code === undefined) texts.set(key, code = write(from));
   return code;
 }
 

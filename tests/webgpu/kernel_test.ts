@@ -4,6 +4,7 @@ import { type Dtype, elements } from "../../lib/dtype.ts";
 import { DeviceError } from "../../lib/errors.ts";
 import { type Gpu, openGpu } from "../../lib/webgpu/device.ts";
 import {
+  type Contract,
   type Kernel,
   prepare,
   showWgsl,
@@ -224,6 +225,31 @@ Deno.test("sizes and uniforms that are literals are in the text, not in memory",
   const all = wgsl(() => true);
   assert(!/\bu\./.test(all) && !all.includes("uniform"), all);
   assertMatch(all, /\+ f32\(7u\)/);
+});
+
+Deno.test("a literal that no text states makes no other text", () => {
+  let reads = 0;
+  const { body } = scaled;
+  const counting: Kernel = {
+    ...scaled,
+    buffers: { ...scaled.buffers as Contract, table: "rows" },
+    get body() {
+      reads++;
+      return body;
+    },
+  };
+  const uniforms = { factor: 1, shift: 7 }, literal = () => true;
+  const wgsl = (rows: number, k = 8) =>
+    showWgsl(counting, {
+      x: shaped("f32", 3, k),
+      norm: shaped("f32", k),
+      y: shaped("f32", 3, k),
+      table: shaped("f32", rows),
+    }, { uniforms, literal });
+  const first = wgsl(100), before = reads;
+  for (const rows of [200, 300]) assertEquals(wgsl(rows), first);
+  assertEquals(reads, before);
+  assert(wgsl(100, 12) !== first && reads > before);
 });
 
 gpuTest(
