@@ -149,11 +149,17 @@ browserTest("an isolated page computes in threads", async () => {
   await using opened = await openPage(LOOK);
   const { page } = opened;
   await page.goto(own.url);
-  const told = await generate(page, undefined, { device: "cpu", threads: 2 });
-  assertEquals(told.error, undefined);
-  assertEquals(told.ids, await expected());
-  assertEquals(told.adapter, "CPU (2 threads)");
-  assert(own.asked.some(({ path }) => path === "/lib/cpu/worker.js"));
+  const hasWorker = () =>
+    own.asked.some(({ path }) => path === "/lib/cpu/worker.js");
+  // A run does not wait for its threads, and may end before the page asks for their script.
+  for (let runs = 0; runs < 10 && !hasWorker(); runs++) {
+    const how = { device: "cpu", threads: 2 } as const;
+    const told = await generate(page, undefined, how);
+    assertEquals(told.error, undefined);
+    assertEquals(told.ids, await expected());
+    assertEquals(told.adapter, "CPU (2 threads)");
+  }
+  assert(hasWorker());
 });
 
 browserTest(
