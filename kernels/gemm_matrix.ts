@@ -370,7 +370,7 @@ export const gemmMatrix = defineKernel<MatrixCase>({
     ...BLOCKS.map((w) => ({ m: 41, n: 36, k: 512, w })),
     { m: 41, n: 74, k: 512, w: "q4_k", epilogue: "swiglu" },
     // Few rows have other tiles.
-    { m: 13, n: 74, k: 1064, w: "bf16", epilogue: "add" },
+    { m: 13, n: 74, k: 152, w: "bf16", epilogue: "add" },
     { m: 16, n: 74, k: 512, w: "q4_k", epilogue: "swiglu" },
     { m: 20, n: 37, k: 512, w: "q6_k" },
   ],

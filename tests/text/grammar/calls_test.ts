@@ -108,7 +108,9 @@ function write(tokenizer: Tokenizer, random: Random, thinking: boolean) {
 randomTest("every call that a reply is read as is valid", (random) => {
   for (const tokenizer of [plain, tagged]) {
     const counts: Record<string, number> = { f: 0, g: 0 };
-    for (let i = 0; i < 150; i++) {
+    // A function may be called rarely.
+    const isRare = () => counts.f <= 5 || counts.g <= 5;
+    for (let i = 0; i < 150 || i < 3000 && isRare(); i++) {
       const { calls, text } = write(tokenizer, random, i % 3 === 0);
       for (const { function: { name, arguments: given } } of calls) {
         const shown = `${JSON.stringify(given)} of ${JSON.stringify(text)}`;
@@ -122,7 +124,7 @@ randomTest("every call that a reply is read as is valid", (random) => {
       }
     }
     assertEquals(Object.keys(counts), ["f", "g"]);
-    assert(counts.f > 5 && counts.g > 5, JSON.stringify(counts));
+    assert(!isRare(), JSON.stringify(counts));
   }
 });
 
