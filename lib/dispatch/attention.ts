@@ -231,8 +231,6 @@ function roundsAttended(
 /** Attention of few keys and o_proj in one dispatch. */
 export interface ProjectionChoice {
   constants: Constants;
-  /** Workgroups that share a kv head's query heads, for each block of rows of o_proj. */
-  shares: number;
   /** Cached tokens from which on they are dispatches of their own. */
   from: number;
   reason: string;
@@ -288,7 +286,6 @@ export function chooseProjection(
   const from = mergesSplits(device) ? project.from : project.split;
   return {
     constants: { ...layout, ...cacheConstant(cache) },
-    shares: 1,
     from,
     reason:
       `one token, under ${from} keys: norm, RoPE, append, attention and o_proj in one dispatch; each block of ${project.PROJECT} rows of o_proj computes the attention of a kv head's query heads for itself`,

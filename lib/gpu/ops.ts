@@ -590,11 +590,11 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   /** Records attention of few keys with the matmul of its result. */
   #projector(
     step: Attend,
-    { constants, shares, from, reason }: ProjectionChoice,
+    { constants, from, reason }: ProjectionChoice,
     label: string,
   ): Unprojected["record"] {
-    const { headDim, numKeyValueHeads, rmsNormEps: eps } = this.config;
-    const groups = numKeyValueHeads * shares, rows = Number(constants.PROJECT);
+    const { headDim, numKeyValueHeads: groups, rmsNormEps: eps } = this.config;
+    const rows = Number(constants.PROJECT);
     const { constants: cached, pass: { first: firstSequence } } = step.cache;
     return (w, residual) => {
       const words = pieceWords(w.n, groups, rows);

@@ -1,6 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { attendDecode, decodeGrid } from "../../kernels/attend_decode.ts";
 import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
+import { parseSynthetic } from "../../lib/checkpoint/synthetic.ts";
 import { CpuOps } from "../../lib/cpu/ops.ts";
 import { openDevice } from "../../lib/device/open_device.ts";
 import { type CpuTensor, toF32 } from "../../lib/formats/tensor.ts";
@@ -17,21 +18,12 @@ import { makeCase } from "../support/kernel_case.ts";
 import { wrapGpu } from "../support/wrapped_gpu.ts";
 
 const SMALL: Qwen3Config = {
-  modelType: "qwen3",
-  vocabSize: 61,
+  ...parseSynthetic("synthetic:qwen3-0.6b?layers=2&vocab=61").config,
   hiddenSize: 256,
   intermediateSize: 64,
-  numHiddenLayers: 2,
   numAttentionHeads: 4,
   numKeyValueHeads: 2,
   headDim: 64,
-  maxPositionEmbeddings: 600,
-  rmsNormEps: 1e-6,
-  ropeTheta: 1e4,
-  ropeScaling: null,
-  tieWordEmbeddings: true,
-  bosTokenId: null,
-  eosTokenIds: [],
 };
 
 /** As on a large NVIDIA GPU, where nothing says that workgroups see each other's results. */
