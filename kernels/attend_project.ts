@@ -6,9 +6,10 @@
  * there adds them up, in the order of the heads. With LEAVES, it rounds them for the next
  * kernel; see rounded_row.ts.
  *
- * A counter does not say that what was stored before it can be seen: WGSL orders no two
- * atomics for other workgroups. So each sum says so itself: its word is 0 until it is there,
- * and whoever adds it up makes it 0 again. No workgroup waits for one that may not have begun.
+ * The counter alone does not make earlier stores visible: WGSL does not order atomics at
+ * different addresses across workgroups. So each sum is its own flag: its word is 0 until the
+ * sum arrives, and the workgroup that adds it up resets it. No workgroup ever waits for one
+ * that may not have started.
  *
  * @module
  */

@@ -156,7 +156,7 @@ export class GpuRows implements Rows {
   #placed: (Placed | undefined)[] = [];
   /** Rows that were left out after a step. */
   #left: Iterable<number> = [];
-  /** Whether prompts were submitted that nobody has waited for. */
+  /** Whether prompts may still be running on the device ahead of the next steps. */
   #isBehind = false;
   #ahead?: Piece;
   #started?: Started;

@@ -40,10 +40,11 @@ export class StepTime {
    * Notes that the tokens of `pieces` were there at `now`, for which the host had waited
    * since `called`.
    *
-   * The host sleeps by this time, so one that is too long must not confirm itself: of all
-   * last pieces together, the device took no longer than since they were submitted. If it
-   * was done before, nobody knows when: then half is the guess. The first steps, which may
-   * wait for compilers, are left out, and those behind prompts only shorten the time.
+   * The host sleeps for this long, so an overestimate must not confirm itself: any run of
+   * final pieces took at most the time since the first of them was submitted. If the device
+   * finished before the host asked, the true time is unknown, so half of that bound is used.
+   * The first steps are ignored, as they may include compilation; steps queued behind prompts
+   * can only lower the estimate.
    */
   arrived(
     pieces: readonly Submitted[],
