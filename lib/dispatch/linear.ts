@@ -79,12 +79,13 @@ export function chooseLinear(
 
 /**
  * Whether tensor cores would be faster, if there are any: for many rows, and for a few where
- * the matrix takes longer than the dispatches that make rows f16 and sum splits ("Tensor cores
- * for 16 rows"), unless it has blocks, which other kernels multiply as integers.
+ * products take longer than the dispatches that make rows f16 and sum splits ("Tensor cores
+ * for 16 rows", "Tensor cores for 64 rows"), unless the matrix has blocks, which other kernels
+ * multiply as integers.
  */
 const suitsTensorCores = ({ m, n, k, format }: LinearShape): boolean =>
   m > FEW_ROWS ||
-  m > TENSOR_ROWS && n * k >= TENSOR_WEIGHTS && format.elements === 1;
+  m > TENSOR_ROWS && m * n * k >= TENSOR_PRODUCTS && format.elements === 1;
 
 /** The most rows that a matrix is read for at once; tiles reuse it for more. */
 export const mostFew = (
@@ -109,8 +110,8 @@ const epilogueOf = ({ swiglu }: LinearShape): Epilogue =>
 const NARROW_ROWS = 2048;
 /** Minimum rows of w for a matrix to count as an LM head ("gemv constants"). */
 const TALL_ROWS = 32768;
-/** Rows above which tensor cores multiply matrices of so many weights, those of an 8B. */
-const TENSOR_ROWS = 8, TENSOR_WEIGHTS = 1 << 24;
+/** Rows above which tensor cores multiply, if there are so many products: 9 rows of an 8B. */
+const TENSOR_ROWS = 8, TENSOR_PRODUCTS = 1.5e8;
 /**
  * Maximum loads per lane for a row to count as short: all are in flight at once
  * ("o_proj with all its loads in flight").
@@ -637,7 +638,7 @@ function chooseTensorCores(
   const reasons = [
     shape.m > FEW_ROWS
       ? `${shape.m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`
-      : `${shape.m} rows of a matrix of ${TENSOR_WEIGHTS} weights or more`,
+      : `${shape.m} rows, ${TENSOR_PRODUCTS} products or more`,
     "tensor cores multiply f16, rows scaled into range, and sum in f32",
   ];
   if (splits > 1) reasons.push(`${splits} splits of k to fill the GPU`);
@@ -672,7 +673,7 @@ function chooseManyRows(
   const few = mostFew(shape, device);
   const reasons = [`${m} rows: more than ${few}, tiles reuse the matrix`];
   if (headroom) reasons.push("multiplies in f16, rows scaled into range");
-  else if (room) reasons.push("multiplies in f32: attention magnifies errors");
+  else if (room) reasons.push("multiplies in f32: its results must be exact");
   if (headroom && unpacks) {
     reasons.push(`${format.name} is unpacked to f16 once for all rows`);
   }

@@ -24,25 +24,12 @@ export const LARGEST_HALF = 65504;
 /** What the rows of a are scaled to: twice as much is still in f16's range, sums are f32. */
 const HEADROOM = 2 ** 14;
 
-/**
- * Workgroups that keep a large GPU busy, two on each of an H200's multiprocessors; four of those
- * that only wait for weights ("Tensor cores for 16 rows").
- */
-const ENOUGH_WORKGROUPS = 256, ENOUGH_SMALL = 512;
-
 /** Maximum splits of k, and minimum k per split: summing them costs a dispatch. */
 const MOST_SPLITS_OF_K = 8, LEAST_K = 256;
 
 /** A tile: sums of a workgroup, their depth, and the subgroups that share them. */
 export type MatrixTile = Readonly<
-  {
-    BM: number;
-    BN: number;
-    BK: number;
-    SM: number;
-    SN: number;
-    STAGES: number;
-  }
+  Record<"BM" | "BN" | "BK" | "SM" | "SN" | "STAGES", number>
 >;
 
 /** Bytes of workgroup memory that a tile takes. */
@@ -51,19 +38,28 @@ export const matrixTileBytes = (
 ): number => STAGES * (BM + BN) * (BK / 8 + 1) * 16;
 
 /**
- * Tiles by how many rows there are ("Tensor cores through Dawn: f16 255 TFLOP/s"). The small
- * one was measured with many rows only.
+ * Tiles by how many rows there are ("Tensor cores through Dawn: f16 255 TFLOP/s"). With few
+ * rows, workgroups wait for weights: either four on each of an H200's multiprocessors, or one
+ * with twice the depth of the tile ("Tensor cores for 16 rows", "Tensor cores for 64 rows").
  */
 export const MATRIX_TILES = {
   /** On an H200 the fastest for 512 and 4,096 rows, or within 6 % of it. */
   large: { BM: 128, BN: 128, BK: 32, SM: 2, SN: 2, STAGES: 1 },
-  /** Up to 64 rows, or if there is no room for the large one. */
+  /** If there is no room for another one, and for 64 rows of an expert. */
   small: { BM: 64, BN: 128, BK: 32, SM: 2, SN: 2, STAGES: 1 },
-  /** Up to 16 rows ("Tensor cores for 16 rows"). */
+  /** Up to 64 rows. */
+  medium: { BM: 64, BN: 64, BK: 128, SM: 4, SN: 2, STAGES: 1 },
+  /** … with SwiGLU, where a subgroup has gates and ups. */
+  mediumGated: { BM: 64, BN: 64, BK: 128, SM: 2, SN: 2, STAGES: 1 },
+  /** Up to 32 rows. */
+  some: { BM: 32, BN: 64, BK: 128, SM: 2, SN: 2, STAGES: 1 },
+  /** … with SwiGLU. */
+  someGated: { BM: 32, BN: 32, BK: 128, SM: 2, SN: 1, STAGES: 1 },
+  /** Up to 16 rows. */
   few: { BM: 16, BN: 64, BK: 64, SM: 1, SN: 4, STAGES: 1 },
-  /** Up to 32 rows. Measured with 64 only. */
-  some: { BM: 32, BN: 64, BK: 64, SM: 1, SN: 4, STAGES: 1 },
-  /** For 32 rows of an expert. Not measured. */
+  /** … with SwiGLU. */
+  fewGated: { BM: 16, BN: 128, BK: 64, SM: 1, SN: 4, STAGES: 1 },
+  /** If there is no room for that, and for 32 rows of an expert. Not measured. */
   narrow: { BM: 32, BN: 128, BK: 32, SM: 1, SN: 4, STAGES: 1 },
 } as const satisfies Record<string, MatrixTile>;
 
@@ -121,10 +117,10 @@ export function chooseMatrices(
   const refused = refusal({ k, largest });
   if (refused !== undefined) return refused;
   const tuned = device.tuned?.get(linearKey("gemmMatrix", shape, true));
-  const tile = fitting(tilesFor(m, swiglu), format, tuned, device);
+  const { tiles, enough } = tilesFor(m, swiglu);
+  const tile = fitting(tiles, format, tuned, device);
   if (typeof tile === "string") return tile;
-  const enough = m <= 32 ? ENOUGH_SMALL : ENOUGH_WORKGROUPS;
-  const wanted = Math.floor(enough / tiles(m, n, tile));
+  const wanted = Math.floor(enough / tilesOf(m, n, tile));
   const most = Math.min(MOST_SPLITS_OF_K, wanted, Math.floor(k / LEAST_K));
   const splits = swiglu ? 1 : Math.max(1, most);
   return {
@@ -136,20 +132,28 @@ export function chooseMatrices(
     },
     headroom: HEADROOM,
     splits,
-    origin: tuned
-      ? "tuned for this adapter"
-      : m > 16 && m <= 64
-      ? "tile not measured"
-      : "tile measured on an H200",
+    origin: tuned ? "tuned for this adapter" : "tile measured on an H200",
   };
 }
 
-/** The tiles for `m` rows, the best first. With SwiGLU, a subgroup has gates and ups. */
-function tilesFor(m: number, swiglu: boolean): readonly MatrixTile[] {
-  const { large, small, some, few } = MATRIX_TILES;
-  if (m > 32) return m > 64 ? [large, small] : [small];
-  const tile = m > 16 ? some : few;
-  return [swiglu ? { ...tile, BN: 2 * tile.BN } : tile];
+/**
+ * The tiles for `m` rows, the best first, and how many workgroups keep a large GPU busy with
+ * them.
+ */
+function tilesFor(
+  m: number,
+  swiglu: boolean,
+): { tiles: readonly MatrixTile[]; enough: number } {
+  const { large, small, medium, mediumGated, some, someGated } = MATRIX_TILES;
+  const { few, fewGated, narrow } = MATRIX_TILES;
+  if (m > 64) return { tiles: [large, small], enough: 256 };
+  if (m > 32) {
+    return { tiles: [swiglu ? mediumGated : medium, small], enough: 128 };
+  }
+  if (m > 16) {
+    return { tiles: [swiglu ? someGated : some, narrow], enough: 128 };
+  }
+  return { tiles: [swiglu ? fewGated : few], enough: 512 };
 }
 
 /** The first of `tiles` that there is room for, or why there is none. */
@@ -194,7 +198,7 @@ export function chooseGroupedMatrices(
   return { constants: { ...tile, SCALED: 1 }, headroom: HEADROOM };
 }
 
-const tiles = (
+const tilesOf = (
   m: number,
   n: number,
   { BM, BN }: Pick<MatrixTile, "BM" | "BN">,

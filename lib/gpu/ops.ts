@@ -124,6 +124,13 @@ interface Next {
   w: Matrix<Tensor>;
 }
 
+/** Rows that were normed and converted to f16 where the splits of a matmul were summed. */
+interface Halved {
+  norm: Matrix<Tensor>;
+  headroom: number;
+  made: [rows: Tensor, scales: Tensor];
+}
+
 /** A row that the kernel that made it has rounded for the next one. */
 interface Rounded {
   row: Tensor;
@@ -190,6 +197,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   #squares = new Map<GPUBuffer, Tensor>();
   /** Rows that were rounded for the next kernel, by the buffer of the unrounded ones. */
   #ahead = new Map<GPUBuffer, Rounded>();
+  /** Rows in f16 for the next kernel, by the buffer of those in f32. */
+  #halved = new Map<GPUBuffer, Halved>();
   /** Results of attention that are computed with what they are multiplied by, by buffer. */
   #unprojected = new Map<GPUBuffer, Unprojected>();
   /**
@@ -793,6 +802,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   ): Tensor {
     const [m, k] = x.shape, before = this.#ahead.get(x.buffer);
     this.#ahead.delete(y.buffer);
+    this.#halved.delete(y.buffer);
     let normed: Tensor | undefined;
     const input = () => norm ? normed ??= this.#normed(x, norm) : x;
     const integers = new Map<number, [Tensor, Tensor]>();
@@ -905,7 +915,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
 
   /** Records a matmul of many rows. */
   #gemm(
-    { x, norm, input, w, part, y, epilogue, choice }: LinearCall,
+    { x, norm, input, w, part, y, epilogue, choice, next }: LinearCall,
     kernel: Kernel,
   ): void {
     const { constants, reason, splits, headroom } = choice, { label } = w;
@@ -933,6 +943,11 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       constants,
       uniforms: { stride: n, column: 0 },
     });
+    const adds = epilogue === "add" && w.parts.length === 1;
+    if (adds && next?.norm) {
+      const headroom = this.#headroomFor(m, next.w);
+      if (headroom) return this.#sumHalved(partial, y, next.norm, headroom);
+    }
     this.plan.add(sumSplits, { partial, y }, {
       label,
       reason: "sums the splits of k",
@@ -943,6 +958,41 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       },
       uniforms: { stride, column },
     });
+  }
+
+  /** What tensor cores want `m` rows to be scaled to that `w` multiplies; undefined if others do. */
+  #headroomFor(m: number, { parts, k, largest }: Matrix<Tensor>) {
+    const rooms = parts.map((part) => {
+      const shape = { m, n: rowsHeld(part), k, format: part.format, largest };
+      const given = { ...shape, norm: true, swiglu: false };
+      const { kernel, headroom } = chooseLinear(given, this.gpu);
+      return kernel === "gemmMatrix" ? headroom : undefined;
+    });
+    return rooms.every((room) => room === rooms[0]) ? rooms[0] : undefined;
+  }
+
+  /** Adds splits of k to the rows of `y`, and leaves those, normed, for a matmul in f16. */
+  #sumHalved(
+    partial: Tensor,
+    y: Tensor,
+    norm: Matrix<Tensor>,
+    headroom: number,
+  ): void {
+    const [m, k] = y.shape;
+    const half = this.#scratch("half of a sum", "f16", m, k);
+    const scales = this.#scratch("scales of a sum", "f32", m, 1).view(m);
+    this.plan.add(toF16, { partial, x: y, norm, y: half, scales }, {
+      label: norm.label,
+      reason:
+        "sums the splits of k; f16 matmul follows: each row is scaled into range",
+      constants: {
+        NORM: 1,
+        SPLITS: partial.shape[0] / m,
+        ...laneConstants(this.gpu),
+      },
+      uniforms: { eps: this.config.rmsNormEps, headroom },
+    });
+    this.#halved.set(y.buffer, { norm, headroom, made: [half, scales] });
   }
 
   /** Allocates partial sums of squares of `x`'s rows, to be looked up by its buffer. */
@@ -977,6 +1027,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   #forget(x: Tensor): void {
     this.#squares.delete(x.buffer);
     this.#ahead.delete(x.buffer);
+    this.#halved.delete(x.buffer);
   }
 
   #normed(x: Tensor, norm: Matrix<Tensor>): Tensor {
@@ -997,6 +1048,10 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     norm: Matrix<Tensor> | undefined,
     headroom: number,
   ): [Tensor, Tensor] {
+    const known = this.#halved.get(x.buffer);
+    if (known && known.norm === norm && known.headroom === headroom) {
+      return known.made;
+    }
     const [m, k] = x.shape;
     const y = this.#scratch("half", "f16", m, k);
     const scales = this.#scratch("scales", "f32", m, 1).view(m);

@@ -118,9 +118,11 @@ export function weights(config: Qwen3Config): Weights<WeightSpec> {
   const kv = config.numKeyValueHeads * headDim;
   const table = [config.vocabSize, hidden];
   const model = specsAt("", "model.");
+  // Tensor cores need to know how large the LM head's weights are.
+  const head = { measured: true, exact: true };
   const embedTokens = model("embedding", "embed_tokens", {
     embed_tokens: table,
-  });
+  }, config.tieWordEmbeddings ? head : {});
   const layers = Array.from({ length: config.numHiddenLayers }, (_, i) => {
     const layer = specsAt(`layers.${i}.`, `model.layers.${i}.`);
     // f16 attention needs to know how large q and k can get.
@@ -168,7 +170,7 @@ export function weights(config: Qwen3Config): Weights<WeightSpec> {
     norm: model("norm", "norm", { norm: [hidden] }),
     lmHead: config.tieWordEmbeddings
       ? embedTokens
-      : specsAt("", "")("embedding", "lm_head", { lm_head: table }),
+      : specsAt("", "")("embedding", "lm_head", { lm_head: table }, head),
   };
 }
 

@@ -12,7 +12,7 @@ const MODELS = {
 
 /**
  * Compares the logits after a prompt with those of the CPU; returns how many shaders of each
- * kernel multiply by tensor cores.
+ * kernel contain something, by default what multiplies by tensor cores.
  */
 async function runPrompt(which: keyof typeof MODELS) {
   const path = new URL(MODELS[which], import.meta.url).pathname;
@@ -30,9 +30,9 @@ async function runPrompt(which: keyof typeof MODELS) {
   const ids = Array.from({ length: 40 }, (_, i) => (i * 701 + 3) % vocabSize);
   const error = relativeError(await model.logits(ids), await exact.logits(ids));
   assert(error < 3e-3, `${error}`);
-  return (name: string) =>
+  return (name: string, part = "subgroupMatrixLoad") =>
     shaders.filter((code) =>
-      code.includes(`// ${name}\n`) && code.includes("subgroupMatrixLoad")
+      code.includes(`// ${name}\n`) && code.includes(part)
     ).length;
 }
 
@@ -41,6 +41,9 @@ const TESTS: Parameters<typeof gpuTest>[] = [
     const used = await runPrompt("dense");
     assert(used("gemmMatrix") >= 2, `${used("gemmMatrix")}`); // store, SwiGLU
     assert(used("attendPrefillMatrix") === 1);
+    // What sums the splits of down_proj also norms the rows for the next matmul.
+    assert(used("toF16", "partial") === 1);
+    assert(used("sumSplits", "partial") === 0);
   }],
   ["a prompt through tensor cores runs experts on them", async () => {
     const used = await runPrompt("mixture");

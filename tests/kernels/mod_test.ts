@@ -180,7 +180,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless dispatch ask
       sumSplits: 2,
       swiglu: 3,
       synthesize: 4,
-      toF16: 4,
+      toF16: 5,
       toInt8: 5,
       unpack: 5,
     },

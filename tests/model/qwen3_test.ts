@@ -38,5 +38,6 @@ Deno.test("the table has the tensors of a checkpoint, in the order of the forwar
     "layers.0.o_proj",
     "layers.0.gate_up_proj",
     "layers.0.down_proj",
+    "lm_head",
   ]);
 });
