@@ -1,17 +1,19 @@
 /**
  * Clients of `deno task serve`, in a process of their own, against `generateBatch`.
  *
- *   deno run -A bench/serve.ts [MODEL] [gpu|cpu] [TOKENS] [CLIENTS …]
+ *   deno run -A bench/serve.ts [MODEL] [gpu|cpu|dawn] [TOKENS] [CLIENTS …]
  */
 import { loadQwen3 } from "../mod.ts";
 import { fmix32 } from "../lib/fmix32.ts";
 
 const [
   model = "synthetic:qwen3-0.6b",
-  device = "auto",
+  where = "auto",
   tokens = "256",
   ...clients
 ] = Deno.args;
+const webgpu = where === "dawn" ? where : undefined;
+const device = webgpu ? "gpu" : where as "auto" | "gpu" | "cpu";
 const COUNTS = clients.length > 0 ? clients.map(Number) : [1, 16, 64];
 const PROMPT = 32, REPEATS = 3, EACH = Number(tokens);
 
@@ -38,7 +40,8 @@ async function rateOf(
 /** The rates of `generateBatch`, by the number of texts. */
 async function batchRates(): Promise<number[]> {
   using qwen = await loadQwen3(model, {
-    device: device as "auto" | "gpu" | "cpu",
+    device,
+    ...(webgpu ? { webgpu } : {}),
     context: 1024,
   });
   console.log(`${model} on ${qwen.device.adapter}, ${EACH} tokens each`);
@@ -63,6 +66,7 @@ async function startServer() {
     args: [
       ...["run", "-A", "--no-lock", "tasks/serve.ts", "--port", "0"],
       ...["--model", model, "--device", device, "--context", "1024"],
+      ...(webgpu ? ["--webgpu", webgpu] : []),
       ...["--slots", `${Math.max(...COUNTS)}`],
     ],
     cwd: new URL("..", import.meta.url),
