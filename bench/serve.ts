@@ -20,11 +20,11 @@ const PROMPT = 32, REPEATS = 3, EACH = Number(tokens);
 const promptOf = (seed: number): number[] =>
   Array.from({ length: PROMPT }, (_, i) => fmix32(seed * 65537 + i) % 2000);
 
-/** Tokens per second: the median of some rounds after one that records and compiles. */
-async function rateOf(
+/** Tokens per second, sorted, of some rounds after one that records and compiles. */
+async function ratesOf(
   count: number,
   round: (seeds: number[]) => Promise<unknown>,
-): Promise<number> {
+): Promise<number[]> {
   const rates: number[] = [];
   for (let i = 0; i <= REPEATS; i++) {
     // Other prompts each time, so that none is cached.
@@ -34,7 +34,7 @@ async function rateOf(
     const rate = count * EACH / (performance.now() - began) * 1000;
     if (i > 0) rates.push(rate);
   }
-  return rates.sort((a, b) => a - b)[REPEATS >> 1];
+  return rates.sort((a, b) => a - b);
 }
 
 /** The rates of `generateBatch`, by the number of texts. */
@@ -47,7 +47,7 @@ async function batchRates(): Promise<number[]> {
   console.log(`${model} on ${qwen.device.adapter}, ${EACH} tokens each`);
   const rates: number[] = [];
   for (const count of COUNTS) {
-    const rate = await rateOf(
+    const all = await ratesOf(
       count,
       (seeds) =>
         Promise.resolve(qwen.generateBatch(seeds.map(promptOf), {
@@ -56,7 +56,7 @@ async function batchRates(): Promise<number[]> {
           ignoreEos: true,
         })),
     );
-    rates.push(rate);
+    rates.push(all[REPEATS >> 1]);
   }
   return rates;
 }
@@ -95,7 +95,7 @@ const direct = await batchRates();
 const { url, stop, ended } = await startServer();
 for (const [i, count] of COUNTS.entries()) {
   for (const stream of [false, true]) {
-    const rate = await rateOf(
+    const rates = await ratesOf(
       count,
       (seeds) =>
         Promise.all(seeds.map(async (seed) => {
@@ -113,12 +113,16 @@ for (const [i, count] of COUNTS.entries()) {
           if (!response.ok) throw new Error(text);
         })),
     );
+    const [low, rate, high] = [0, REPEATS >> 1, REPEATS - 1]
+      .map((at) => Math.round(rates[at]));
     console.log(
-      `${`${count}`.padStart(3)} clients, ${stream ? "streams " : "whole   "} ${
-        Math.round(rate)
-      } tokens/s, ${(rate / direct[i]).toFixed(2)} × generateBatch's ${
-        Math.round(direct[i])
-      }`,
+      `${`${count}`.padStart(3)} clients, ${
+        stream ? "streams " : "whole   "
+      } ` +
+        `${rate} (${low}–${high}) tokens/s, ` +
+        `${(rate / direct[i]).toFixed(2)} × generateBatch's ${
+          Math.round(direct[i])
+        }`,
     );
   }
 }
