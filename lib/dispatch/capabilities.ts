@@ -78,6 +78,24 @@ export const mostThreads = ({ limits }: Pick<Capabilities, "limits">): number =>
     limits.maxComputeWorkgroupSizeX ?? Infinity,
   );
 
+/** Rows up to which the threads of {@linkcode rowThreads} are what keeps a large GPU busy. */
+const FEW_WORKGROUPS = 64;
+
+/**
+ * Threads of a workgroup that converts one of `m` rows of `k` elements, four at a time: with
+ * few rows, about two turns each ("Tensor cores for 64 rows").
+ */
+export function rowThreads(
+  m: number,
+  k: number,
+  device: Pick<Capabilities, "adapterClass" | "limits">,
+): number {
+  const least = 128, most = Math.min(512, mostThreads(device));
+  if (m > FEW_WORKGROUPS || device.adapterClass === "software") return least;
+  const turns = 2 ** Math.round(Math.log2(k / 8));
+  return Math.max(least, Math.min(most, turns));
+}
+
 /** Storage buffers that a kernel can bind: 8, as WebGPU promises, if the device does not say. */
 export const mostBuffers = (
   { limits }: Pick<Capabilities, "limits">,

@@ -40,6 +40,7 @@ import {
   exactLanes,
   laneConstants,
   mostThreads,
+  rowThreads,
 } from "../dispatch/capabilities.ts";
 import type { KvCache } from "../model/kv_cache.ts";
 import type { Epilogue, NextShape } from "../dispatch/shapes.ts";
@@ -988,6 +989,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       constants: {
         NORM: 1,
         SPLITS: partial.shape[0] / m,
+        WORKGROUP: rowThreads(m, k, this.gpu),
         ...laneConstants(this.gpu),
       },
       uniforms: { eps: this.config.rmsNormEps, headroom },
@@ -1058,7 +1060,11 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     this.plan.add(toF16, { x, norm: norm ?? x, y, scales }, {
       label: norm?.label ?? "to_f16",
       reason: "f16 matmul: each row is scaled into range",
-      constants: { NORM: norm ? 1 : 0, ...laneConstants(this.gpu) },
+      constants: {
+        NORM: norm ? 1 : 0,
+        WORKGROUP: rowThreads(m, k, this.gpu),
+        ...laneConstants(this.gpu),
+      },
       uniforms: { eps: this.config.rmsNormEps, headroom },
     });
     return [y, scales];
