@@ -58,7 +58,7 @@ export const MATRIX_TILES = {
   /** Up to 16 rows. */
   few: { BM: 16, BN: 64, BK: 64, SM: 1, SN: 4, STAGES: 1 },
   /** … with SwiGLU. */
-  fewGated: { BM: 16, BN: 128, BK: 64, SM: 1, SN: 4, STAGES: 1 },
+  fewGated: { BM: 16, BN: 32, BK: 64, SM: 1, SN: 1, STAGES: 1 },
   /** If there is no room for that, and for 32 rows of an expert. Not measured. */
   narrow: { BM: 32, BN: 128, BK: 32, SM: 1, SN: 4, STAGES: 1 },
 } as const satisfies Record<string, MatrixTile>;

@@ -243,7 +243,9 @@ export class GpuRows implements Rows {
   }
 
   nextSteps(steps: number, ms: number): number {
-    return nextChunk(steps, ms, this.#ops.gpu);
+    // The device stops for a readback here, even if it need not: who runs next depends on it.
+    const { readsAtOnce, readsApart } = this.#ops.gpu;
+    return nextChunk(steps, ms, { readsAtOnce: readsAtOnce || readsApart });
   }
 
   rowsFor(count: number): number {
@@ -414,11 +416,13 @@ export class GpuRows implements Rows {
     if (left > SPARE_MS) await this.#sleep(left - SPARE_MS);
     const called = performance.now();
     const arriving = this.#reader.readEach(begins, steps);
-    this.#waited(started, called);
+    // The call waits for the device; its promise may take longer.
+    if (!gpu.readsApart) this.#waited(started, called);
     const more = step.sampler.logprobs
       ? await this.#logprobs!.readEach(begins, steps, LOGPROB_WORDS)
       : undefined;
     const ids = await arriving;
+    if (gpu.readsApart) this.#waited(started, called); // only the promise waits
     gpu.check();
     return ids?.map((row, i) => {
       const taken = masked.has(i) ? row.slice(0, 1) : row;

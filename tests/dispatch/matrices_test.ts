@@ -56,7 +56,7 @@ Deno.test("tensor cores that multiply f16 with sums in f32 run many rows", () =>
   }
   // A subgroup has gates and ups, and no splits have both.
   const gated = chooseLinear({ ...layer, m: 16, swiglu: true }, device);
-  assertEquals([gated.constants.BN, gated.splits], [128, 1]);
+  assertEquals([gated.constants.BN, gated.splits], [32, 1]);
   assertEquals(chooseLinear({ ...layer, m: 16 }, device).splits, 5);
   // Sums in f32 are exact enough for attention's projections.
   const exact = chooseLinear({ ...layer, exact: true }, device);
