@@ -47,8 +47,9 @@ const failing = new WeakSet<Gpu>();
 /**
  * Compiles the shaders that are not compiled yet, unless the driver turns out to have
  * them in its cache. Does so only where it is known to pay off: with Deno's Vulkan on
- * NVIDIA, whose driver shares its disk cache among the devices of a process. Elsewhere
- * `shaders` is not called, because calling it records passes.
+ * NVIDIA, whose driver shares its disk cache among the devices of a process, and through
+ * Dawn, which has threads of its own. Elsewhere `shaders` is not called, because calling it
+ * records passes.
  *
  * @returns what was decided, if anything.
  */
@@ -57,6 +58,10 @@ export async function compileAhead(
   shaders: () => readonly Shader[],
   signal?: AbortSignal,
 ): Promise<Choice | undefined> {
+  if (gpu.implementation === "dawn") {
+    await compileAll(gpu, shaders(), signal);
+    return undefined;
+  }
   if (
     !gpu.vulkan || !gpu.adapterClass.startsWith("NVIDIA") ||
     failing.has(gpu) || !keepsCache()
