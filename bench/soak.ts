@@ -1,11 +1,15 @@
 /**
  * Many clients of one engine for a while: they join, stop reading, abort and edit their
- * prompts at random, and every token must be what the request gives alone.
+ * prompts at random, and every token must be what the request gives alone. Memory must
+ * level off: it grows while passes of new shapes are recorded and compiled, and V8's heap
+ * follows its garbage, but nothing stays of a request.
  *
  *   deno run -A bench/soak.ts [MODEL] [gpu|cpu] [CLIENTS] [SECONDS]
  *
  * @module
  */
+import v8 from "node:v8";
+import vm from "node:vm";
 import { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "../mod.ts";
 import type { Engine } from "../lib/engine/engine.ts";
 import { fmix32 } from "../lib/fmix32.ts";
@@ -31,8 +35,22 @@ export interface SoakReport {
   /** Prompt tokens that were not read again. */
   cachedTokens: number;
   seconds: number;
-  /** Bytes at a third of the way and at the end: of the process, and on the device. */
-  memory: { rss: [number, number]; device: [number, number] };
+  /** At the beginning and after each tenth. */
+  memory: readonly MemorySample[];
+}
+
+/** Memory after a garbage collection, in bytes. */
+export interface MemorySample {
+  /** Requests until then. */
+  requests: number;
+  /** Of the process. */
+  rss: number;
+  /** Of these V8's heap, with the room that it keeps for garbage. */
+  heap: number;
+  /** What that heap holds. */
+  used: number;
+  /** On the device. */
+  device: number;
 }
 
 /** A request that is asked again and again, and what it gives alone. */
@@ -115,6 +133,28 @@ async function ask(
   return { tokens: tokenIds.length, left };
 }
 
+/** Samples at each tenth of a run. */
+class Memory {
+  readonly samples: MemorySample[] = [];
+  readonly #collect: () => void;
+
+  constructor(readonly qwen: Qwen3) {
+    v8.setFlagsFromString("--expose-gc");
+    this.#collect = vm.runInNewContext("gc");
+  }
+
+  /** Takes the samples that are due when this `part` of the run is over. */
+  sample(requests: number, part: number): void {
+    while (this.samples.length <= Math.min(10, Math.floor(10 * part))) {
+      // Garbage of WebGPU is small in V8's heap, but holds memory outside it.
+      this.#collect();
+      const { rss, heapTotal: heap, heapUsed: used } = Deno.memoryUsage();
+      const { memoryBytes: device } = this.qwen;
+      this.samples.push({ requests, rss, heap, used, device });
+    }
+  }
+}
+
 const wait = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /**
@@ -133,25 +173,19 @@ export async function soak(
   const began = performance.now(), before = engine.stats;
   const elapsed = () => (performance.now() - began) / 1000;
   let requests = 0, tokens = 0, left = 0;
-  const memory = (): [rss: number, device: number] => [
-    Deno.memoryUsage().rss,
-    qwen.memoryBytes,
-  ];
-  let early: [number, number] | undefined, said = 0;
-  const isOver = () =>
-    requests >= options.requests || elapsed() >= options.seconds;
+  const memory = new Memory(qwen);
+  let said = 0;
+  const part = () =>
+    Math.max(requests / options.requests, elapsed() / options.seconds);
   const client = async (own: Draws) => {
-    while (!isOver()) {
+    for (;;) {
+      memory.sample(requests, part());
+      if (part() >= 1) return;
       requests++;
       await wait(own.upTo(3) * 5);
       const done = await ask(engine, pool[own.upTo(pool.length - 1)], own);
       tokens += done.tokens;
       if (done.left) left++;
-      const part = Math.max(
-        requests / options.requests,
-        elapsed() / options.seconds,
-      );
-      if (part > 1 / 3) early ??= memory();
       if (elapsed() < said + 10) continue;
       said = elapsed();
       onProgress?.(`${said.toFixed(0)} s: ${requests} requests`);
@@ -169,18 +203,38 @@ export async function soak(
       `Cannot end: ${running} requests run, ${waiting} wait and ${pages.held} pages are held, must be none`,
     );
   }
-  const [rss, device] = early ?? memory(), [rssNow, deviceNow] = memory();
   return {
     requests,
     tokens,
     left,
     cachedTokens: cachedTokens - before.cachedTokens,
     seconds,
-    memory: { rss: [rss, rssNow], device: [device, deviceNow] },
+    memory: memory.samples,
   };
 }
 
-const MIB = (bytes: number) => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
+const MIB = (bytes: number) => (bytes / 2 ** 20).toFixed(1);
+
+/** A line per sample, and how much each column grew in the last half. */
+function memoryTable(samples: readonly MemorySample[]): string {
+  const columns = ["rss", "heap", "used", "device"] as const;
+  const line = (head: string | number, cells: readonly string[]) =>
+    [`${head}`, ...cells].map((cell) => cell.padStart(9)).join("");
+  const middle = samples[samples.length >> 1], end = samples.at(-1)!;
+  const thousands = (end.requests - middle.requests) / 1000;
+  return [
+    "MiB after each tenth: the process, V8's heap, what that holds, the device",
+    line("requests", columns),
+    ...samples.map((sample) =>
+      line(sample.requests, columns.map((column) => MIB(sample[column])))
+    ),
+    "growth per 1,000 requests in the last half:",
+    line(
+      "",
+      columns.map((column) => MIB((end[column] - middle[column]) / thousands)),
+    ),
+  ].join("\n");
+}
 
 async function main(): Promise<void> {
   const [model = DEFAULT_MODEL, device = "auto", clients = "64", time = "600"] =
@@ -199,17 +253,12 @@ async function main(): Promise<void> {
     prompts: 32,
     seed: Date.now(),
   }, (text) => console.error(text));
-  const { rss, device: bytes } = report.memory;
   console.log(
     `${report.requests} requests of ${clients} clients, ${report.left} left early, ${report.tokens} tokens at ${
       (report.tokens / report.seconds).toFixed(0)
     }/s, ${report.cachedTokens} prompt tokens not read again; all as alone`,
   );
-  console.log(
-    `memory after a third, and at the end: process ${
-      rss.map(MIB).join(", ")
-    }, device ${bytes.map(MIB).join(", ")}`,
-  );
+  console.log(memoryTable(report.memory));
 }
 
 if (import.meta.main) await main();
