@@ -80,6 +80,7 @@ export async function startServing(
   const engine = qwen.generates
     ? parts.use(await qwen.engine(options))
     : undefined;
+  await engine?.warmUp({ signal });
   server.serve({ qwen, engine, names, chatTemplate });
   opened.tell();
   if (!opened.moved()) sayPlacement(qwen, verbose);

@@ -45,6 +45,7 @@ export class CpuRows implements Rows {
   readonly mostPages: number;
   readonly context: number;
   readonly firstSteps = 1;
+  readonly compiles = false;
   readonly preparedMs = 0;
   #cache: CpuKvCache;
   readonly #slots: number;

@@ -96,6 +96,12 @@ const FEW_STEPS = 8;
  */
 const READING = { first: 512, most: 2048, least: 64, ms: 150, aloneMs: 1000 };
 
+/**
+ * Of requests that warm an engine up: tokens of long and of short prompts, which other kernels
+ * read, and steps, of which the first are submitted one by one.
+ */
+const WARM = { long: 300, short: 40, steps: 4 };
+
 /** A signal that is not aborted. */
 const NEVER = new AbortController().signal;
 
@@ -315,6 +321,33 @@ export class Engine implements Disposable {
   chat(settings: ChatSettings = {}): Chat {
     if (this.#disposed) throw this.#disposed;
     return this.#parts.chat(settings, this.start);
+  }
+
+  /**
+   * Answers small requests of its own, 1, 2, 4 … up to all slots at a time, so that the first
+   * ones of others do not wait for a compiler, which on a GPU may take seconds. Where nothing
+   * has to be compiled, does nothing.
+   *
+   * @throws the reason of `signal` if it is aborted.
+   */
+  async warmUp({ signal }: { signal?: AbortSignal } = {}): Promise<void> {
+    const { rows, slots } = this.#parts;
+    if (!rows.compiles) return;
+    const answer = async (count: number, tokens: number) => {
+      const length = Math.max(1, Math.min(tokens, rows.context - WARM.steps));
+      await Promise.all(Array.from({ length: count }, async (_, request) => {
+        // Different texts, so that none is found in the cache.
+        const prompt = Array.from({ length }, (_, i) => (7 * request + i) % 97);
+        const sampling = request % 2 ? { temperature: 0 } : {};
+        const options = { maxTokens: WARM.steps, ignoreEos: true, signal };
+        await this.submit(prompt, { ...options, ...sampling });
+      }));
+    };
+    await answer(1, WARM.long);
+    for (let count = 1; count < slots; count *= 2) {
+      await answer(count, WARM.short);
+    }
+    await answer(slots, WARM.short);
   }
 
   /** @ignore How a request runs. */

@@ -238,6 +238,11 @@ export class GpuRows implements Rows {
     return made;
   }
 
+  /** A software renderer takes as long to compute as to compile. */
+  get compiles(): boolean {
+    return !this.#ops.gpu.software;
+  }
+
   get firstSteps(): number {
     return firstChunk(this.#ops.gpu);
   }

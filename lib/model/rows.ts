@@ -86,6 +86,8 @@ export interface Rows extends Paging, Disposable {
   readonly mostPages: number;
   /** The steps to begin with, of which tokens are taken together. */
   readonly firstSteps: number;
+  /** Whether the first pass of each kind keeps everybody waiting for a compiler. */
+  readonly compiles: boolean;
   /** Milliseconds spent so far on what is done once, such as compiling. */
   readonly preparedMs: number;
   /** The steps to go on with after `steps` took `ms` milliseconds. */

@@ -12,6 +12,7 @@ import { eachDevice, gpuTest, someOf } from "../support/gpu.ts";
 import { type Random, withSeeds } from "../support/random.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { withLargeValues } from "../support/temp_checkpoint.ts";
+import { HARDWARE, wrapGpu } from "../support/wrapped_gpu.ts";
 
 const TINY = new URL("../fixtures/tiny-tied-bf16/", import.meta.url).href;
 const GREEDY = { temperature: 0, ignoreEos: true };
@@ -406,3 +407,38 @@ Deno.test("options and prompts that do not fit are refused", async () => {
   );
   assertEquals([tokenIds.length, finishReason], [3, "length"]);
 });
+
+gpuTest(
+  "after an engine was warmed up, first requests compile nothing",
+  async () => {
+    const { prototype } = GPUDevice, { createComputePipeline } = prototype;
+    let compiled = 0;
+    prototype.createComputePipeline = function (descriptor) {
+      compiled++;
+      return createComputePipeline.call(this, descriptor);
+    };
+    try {
+      for (const pretence of [HARDWARE, {}]) {
+        using qwen = await loadQwen3(TINY, {
+          device: "gpu",
+          gpu: wrapGpu(pretence).gpu,
+        });
+        using engine = await qwen.engine({ slots: 2, context: 128 });
+        await engine.warmUp();
+        assertEquals(engine.stats.tokens > 0, pretence === HARDWARE);
+        if (pretence !== HARDWARE) continue; // as slow as compiling would be
+        const before = compiled;
+        assert(before > 0);
+        const ids = (seed: number) =>
+          Array.from({ length: 36 }, (_, i) => (seed + 11 * i) % 200);
+        const ask = async (seed: number, options: GenerateOptions) =>
+          await engine.submit(ids(seed), { maxTokens: 6, ...options });
+        await ask(1, { ignoreEos: true });
+        await Promise.all([ask(2, GREEDY), ask(3, { ignoreEos: true })]);
+        assertEquals(compiled, before);
+      }
+    } finally {
+      prototype.createComputePipeline = createComputePipeline;
+    }
+  },
+);

@@ -51,6 +51,7 @@ function turningMask(): TokenMask {
 class TextRows implements Rows {
   readonly page = 4;
   preparedMs = 0;
+  readonly compiles = false;
   readonly mostPages: number;
   /** Tokens that were read together. */
   readonly readings: number[] = [];
