@@ -7,7 +7,7 @@
 import type { Capabilities, SubgroupMatrix } from "./capabilities.ts";
 import type { Format } from "../formats/format.ts";
 import { linearKey } from "./keys.ts";
-import type { Constants, LinearShape } from "./shapes.ts";
+import { type Constants, FEW_ROWS, type LinearShape } from "./shapes.ts";
 
 /** Rows, columns and depth of the matrices that kernels multiply. */
 export const MATRIX = 16;
@@ -116,7 +116,9 @@ export function chooseMatrices(
   if (!hasMatrices(device) || largest === undefined) return undefined;
   const refused = refusal({ k, largest });
   if (refused !== undefined) return refused;
-  const tuned = device.tuned?.get(linearKey("gemmMatrix", shape, true));
+  const tuned = m > FEW_ROWS // fewer were not timed
+    ? device.tuned?.get(linearKey("gemmMatrix", shape, true))
+    : undefined;
   const { tiles, enough } = tilesFor(m, swiglu);
   const tile = fitting(tiles, format, tuned, device);
   if (typeof tile === "string") return tile;

@@ -172,6 +172,24 @@ Deno.test("tuned tiles replace chosen ones", () => {
   assert(other.reason.endsWith("; tile measured on an H200"));
 });
 
+Deno.test("tiles tuned for 33 to 64 rows are not for fewer", () => {
+  const tile = { BM: 128, BN: 64, BK: 32, SM: 2, SN: 1, STAGES: 1 };
+  const tuned = new Map<string, Constants>([
+    [linearKey("gemmMatrix", { ...layer, m: 64 }, true), tile],
+  ]);
+  const choose = (m: number) =>
+    chooseLinear({ ...layer, m }, { ...device, tuned });
+  for (const m of [33, 64]) {
+    const { constants } = choose(m);
+    assertEquals({ ...constants, ...tile }, constants);
+  }
+  for (const [m, size] of [[16, "few"], [32, "some"]] as const) {
+    const { constants, reason } = choose(m);
+    assertEquals({ ...constants, ...MATRIX_TILES[size] }, constants);
+    assert(reason.endsWith("; tile measured on an H200"), reason);
+  }
+});
+
 Deno.test("prefill attention takes tensor cores where a tile fits", () => {
   const choose = (rows: number, headDim: number, room: number) => {
     const limits = { ...device.limits, maxComputeWorkgroupStorageSize: room };
