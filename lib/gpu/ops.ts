@@ -944,8 +944,9 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       constants,
       uniforms: { stride: n, column: 0 },
     });
-    const adds = epilogue === "add" && w.parts.length === 1;
-    if (adds && next?.norm) {
+    // A router multiplies in f32, and rows of experts are gathered first.
+    const goesOn = w.parts.length === 1 && !this.config.experts;
+    if (epilogue === "add" && goesOn && next?.norm) {
       const headroom = this.#headroomFor(m, next.w);
       if (headroom) return this.#sumHalved(partial, y, next.norm, headroom);
     }

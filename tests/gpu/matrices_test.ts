@@ -1,5 +1,8 @@
-import { assert } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
+import { parseSynthetic } from "../../lib/checkpoint/synthetic.ts";
 import { loadQwen3 } from "../../lib/load.ts";
+import { recordPass } from "../../lib/tools/recording.ts";
+import { SKETCHES } from "../../lib/tools/texts.ts";
 import { gpuTest, someOf } from "../support/gpu.ts";
 import { relativeError } from "../support/golden.ts";
 import { MATRIX_GPU } from "../support/subgroup_matrices.ts";
@@ -52,3 +55,23 @@ const TESTS: Parameters<typeof gpuTest>[] = [
   }],
 ];
 for (const test of someOf(TESTS, 1)) gpuTest(...test);
+
+Deno.test("splits are summed into f16 only where the next matmul reads that", () => {
+  const device = SKETCHES.find(({ subgroupMatrices = [] }) =>
+    subgroupMatrices.length > 0
+  )!;
+  const summing = (name: string) => {
+    const { config } = parseSynthetic(`synthetic:qwen3-${name}`);
+    return recordPass(device, { config, tokens: 1, sequences: 64, page: 32 })
+      .filter(({ kernel: { name }, options: { constants } }) =>
+        name === "sumSplits" || name === "toF16" && constants?.SPLITS
+      ).map(({ kernel: { name }, options: { label } }) => `${name} ${label}`);
+  };
+  assertEquals(summing("0.6b"), [
+    "sumSplits layers.0.qkv_proj",
+    "toF16 layers.0.post_norm",
+    "toF16 norm",
+  ]);
+  // A router multiplies in f32, and rows of experts are gathered first.
+  assertEquals(summing("30b-a3b"), ["sumSplits layers.0.o_proj"]);
+});
