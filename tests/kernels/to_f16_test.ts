@@ -1,7 +1,8 @@
 import { bf16 } from "../../lib/formats/bf16.ts";
-import { assert } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { gemm } from "../../kernels/gemm.ts";
 import { toF16 } from "../../kernels/to_f16.ts";
+import { mostThreads, rowThreads } from "../../lib/dispatch/capabilities.ts";
 import { chooseLinear } from "../../lib/dispatch/linear.ts";
 import { type CpuTensor, toF32 } from "../../lib/formats/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
@@ -15,13 +16,17 @@ function run(
   x: CpuTensor,
   norm: CpuTensor | undefined,
   headroom: number,
-  subgroups = true,
+  { subgroups = true, WORKGROUP = 128 } = {},
 ) {
   const [m, k] = x.shape, given = trial.upload(x);
   const y = trial.filled([m, k], NaN, "f16"), scales = trial.filled([m]);
   const operands = { x: given, norm: norm ? trial.upload(norm) : given };
   trial.run(toF16, { ...operands, y, scales }, {
-    constants: { NORM: norm ? 1 : 0, ...lanes(trial.gpu, subgroups) },
+    constants: {
+      NORM: norm ? 1 : 0,
+      WORKGROUP,
+      ...lanes(trial.gpu, subgroups),
+    },
     uniforms: { eps, headroom },
   });
   return { y, scales };
@@ -39,20 +44,21 @@ gpuTest(
         const norm = random.pick([true, false])
           ? random.tensor("bf16", [k], 0.5, 1)
           : undefined;
+        const subgroups = random.pick([true, false]);
+        const WORKGROUP = Math.min(
+          random.pick([128, 256, 512]),
+          mostThreads(trial.gpu),
+        );
         const message = JSON.stringify({
+          ...{ subgroups, WORKGROUP },
           magnitude,
           m,
           k,
           headroom,
           norm: !!norm,
         });
-        const { y, scales } = run(
-          trial,
-          x,
-          norm,
-          headroom,
-          random.pick([true, false]),
-        );
+        const how = { subgroups, WORKGROUP };
+        const { y, scales } = run(trial, x, norm, headroom, how);
         const expected = norm
           ? rmsNormed(toF32(x), toF32(norm), eps)
           : Float64Array.from(toF32(x));
@@ -117,3 +123,19 @@ gpuTest(
     }
   },
 );
+
+Deno.test("few rows become f16 by more threads, as many as the device allows", () => {
+  const limits = {
+    maxComputeWorkgroupStorageSize: 16384,
+    maxComputeInvocationsPerWorkgroup: 1024,
+  };
+  const least = { ...limits, maxComputeInvocationsPerWorkgroup: 256 };
+  const threads = (m: number, k: number, how = {}) =>
+    rowThreads(m, k, { limits, ...how });
+  assertEquals([256, 1024, 2560, 12288].map((k) => threads(64, k)), [
+    ...[128, 128, 256, 512],
+  ]);
+  assertEquals(threads(65, 12288), 128);
+  assertEquals(threads(64, 12288, { limits: least }), 256);
+  assertEquals(threads(64, 12288, { adapterClass: "software" }), 128);
+});
