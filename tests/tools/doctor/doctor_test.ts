@@ -367,8 +367,8 @@ async function findingsOfModel(options: DoctorOptions): Promise<Finding[]> {
   const found: Finding[] = [], enough = new Error("enough was found");
   const error = await assertRejects(() =>
     doctor({
-      ...options,
       gpu: NO_ADAPTER,
+      ...options,
       onFinding: (finding) => found.push(finding),
       onStart(what) {
         if (what === "CPU path") throw enough;
@@ -393,6 +393,40 @@ Deno.test("a broken model and a context that does not fit are findings", async (
   assertMatch(reds(broken.findings)[0], /Cannot open/);
   const long = await findingsOfModel({ model: MODEL, context: 10_000_000 });
   assertMatch(reds(long)[0], /--context is 10000000/);
+});
+
+gpuTest("of two GPUs each is listed with the flag that takes it", async () => {
+  const named = (description: string, isFallbackAdapter = false) =>
+    wrapGpu({ info: { description, isFallbackAdapter } }).gpu;
+  const [large, small] = [named("Large GPU"), named("Small GPU")];
+  const soft = named("llvmpipe", true);
+  const adaptersOf = async (low: GPU, fallback: GPU) => {
+    const requestAdapter = (options: GPURequestAdapterOptions) => {
+      const { forceFallbackAdapter, powerPreference } = options;
+      const gpu = forceFallbackAdapter
+        ? fallback
+        : powerPreference === "low-power"
+        ? low
+        : large;
+      return gpu.requestAdapter(options);
+    };
+    const findings = await findingsOfModel({ gpu: { requestAdapter } as GPU });
+    return findings.filter(({ topic }) => topic === "adapter")
+      .map(({ severity, text }) => `${severity} ${text}`);
+  };
+  const renderer = "llvmpipe: a software renderer, which runs on the CPU";
+  assertEquals(await adaptersOf(small, soft), [
+    "green Large GPU: a hardware GPU (--adapter high)",
+    "green Small GPU: a hardware GPU (--adapter low)",
+    `yellow ${renderer}`,
+  ]);
+  assertEquals(await adaptersOf(large, soft), [
+    "green Large GPU: a hardware GPU (--adapter high and --adapter low)",
+    `yellow ${renderer}`,
+  ]);
+  assertEquals(await adaptersOf(large, large), [
+    "green Large GPU: a hardware GPU",
+  ]);
 });
 
 gpuTest("splits and refused contexts follow the adapter's limits", async () => {
