@@ -18,8 +18,13 @@ const CAN_RUN = Deno.build.target === "x86_64-unknown-linux-gnu" &&
   (Deno.env.get("QWEN3_REQUIRE_GPU") === "1" ||
     await Deno.stat(DRIVER).catch(() => undefined) !== undefined);
 
+/** The CPU, or Dawn: as the library loads it, or as the script does. */
+type Device = "cpu" | "dawn" | "gpu";
+
 // SwiftShader takes seconds to compile: where there is no other GPU, each runs on one device.
-const PLANS: Record<string, "cpu" | "gpu">[] = [
+const PLANS: Record<string, Device>[] = [
+  { Node: "cpu", Bun: "dawn" },
+  { Node: "dawn", Bun: "cpu" },
   { Node: "cpu", Bun: "gpu" },
   { Node: "gpu", Bun: "cpu" },
 ];
@@ -29,13 +34,14 @@ const TOKENS = 24;
 const SCRIPT = `
 const [bundle, model, device] = process.argv.slice(2);
 const { loadQwen3 } = await import(bundle);
-let gpu;
+const how = { device: device === "cpu" ? "cpu" : "gpu" };
+if (device === "dawn") how.webgpu = "dawn";
 if (device === "gpu") {
   const { create } = await import("webgpu");
-  gpu = create([]);
+  how.gpu = create([]);
 }
 const notices = [], onNotice = (notice) => notices.push(notice);
-const qwen = await loadQwen3(model, { device, gpu, onNotice });
+const qwen = await loadQwen3(model, { ...how, onNotice });
 const options = { temperature: 0, maxTokens: ${TOKENS} };
 const { tokenIds } = await qwen.generate("Once upon a time", options);
 const { adapter, choices } = qwen.device;
@@ -100,8 +106,13 @@ Deno.test({
             said.file,
             "Cannot use files: this runtime has none, models must be synthetic or served with HTTP ranges",
           );
-          if (device === "gpu") assertMatch(said.adapter, /swiftshader/i);
-          else {
+          if (device !== "cpu") {
+            assertMatch(said.adapter, /swiftshader/i);
+            const toggles = said.choices.filter(({ what }: Choice) =>
+              what.startsWith("Dawn's ")
+            );
+            assertEquals(toggles.length, device === "dawn" ? 3 : 0);
+          } else {
             const one = said.choices.some(({ reason }: Choice) =>
               reason.endsWith("workers failed: Node.js has no Worker")
             );
