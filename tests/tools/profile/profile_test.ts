@@ -489,6 +489,30 @@ gpuTest(
   },
 );
 
+gpuTest(
+  "the clock is among the choices, and one in long steps gives no shares",
+  async () => {
+    for (const stepNs of [1, 65536]) {
+      const report = await profile(TINY, {
+        device: "gpu",
+        gpu: clockedGpu({ ...CLOCK, stepNs }),
+        promptTokens: 4,
+        maxTokens: 4,
+      });
+      const isFine = stepNs === 1;
+      assertEquals(report.timedBy, isFine ? "timestamps" : "passes");
+      const operations = report.phases.flatMap(({ operations }) => operations);
+      assertEquals(operations.some(({ share }) => share !== undefined), isFine);
+      const clock = report.device.choices.find(({ what }) =>
+        what === "clock of timestamps"
+      );
+      assertEquals(clock?.value, isFine ? "1 ns per tick" : "not used");
+      if (isFine) continue;
+      assertStringIncludes(profileText(report), clock!.reason);
+    }
+  },
+);
+
 gpuTest("a profile counts the bytes of a cache in q8_0", async () => {
   const bytesOf = async (kv: "f16" | "q8_0") => {
     const options = { device: "gpu", promptTokens: 30, maxTokens: 2 } as const;
