@@ -60,6 +60,8 @@ export function nearest(
   let best: string | undefined;
   let least = Math.floor(name.length / 3) + 1;
   for (const candidate of known) {
+    // As many edits at least as the lengths differ by: the name may be anybody's, and long.
+    if (Math.abs(name.length - candidate.length) >= least) continue;
     const count = edits(name.toLowerCase(), candidate.toLowerCase());
     if (count < least) [best, least] = [candidate, count];
   }

@@ -22,6 +22,14 @@ Deno.test("the nearest name takes at most one edit for every three characters", 
   }
   assertEquals(nearest("gem", ["gemv", "gemm"]), "gemv"); // the first of equals
   assertEquals(nearest("gemn", []), undefined);
+  // Edits are not counted for what is so much longer: it may have megabytes.
+  class Unread extends String {
+    override toLowerCase(): never {
+      throw new Error("read");
+    }
+  }
+  const unread = new Unread("gemm") as unknown as string;
+  assertEquals(nearest("gemm".repeat(25), [unread]), undefined);
 });
 
 Deno.test("a suggestion names the help, and the nearest name if there is one", () => {
