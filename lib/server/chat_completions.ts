@@ -51,11 +51,10 @@ export async function chat(call: Call): Promise<Response> {
   };
   const delivery = readDelivery(fields);
   const messages = readMessages(fields);
-  const { asked, n } = readTexts(fields, [{
-    prompt: messages,
+  const { asked, n } = readTexts(fields, service, [messages], () => ({
     options,
     demanded,
-  }]);
+  }));
   const oneCall = fields.flag("parallel_tool_calls") === false;
   refuseOthers(fields);
   const manner = { param: "messages", signal, n, oneCall };

@@ -4,7 +4,7 @@
  * @module
  */
 import { Fields } from "./fields.ts";
-import { type Asked, Generation } from "./generation.ts";
+import { Generation } from "./generation.ts";
 import { required, unsupported } from "./errors.ts";
 import { TextLogprobs } from "./logprobs.ts";
 import {
@@ -37,19 +37,15 @@ export async function complete(call: Call): Promise<Response> {
   const echo = fields.flag("echo") ?? false;
   const logprobs = fields.whole("logprobs", 0, MOST_LOGPROBS);
   const prompts = readPrompts(fields);
-  const { asked, n } = readTexts(
-    fields,
-    prompts.map((prompt): Asked => ({
-      prompt,
-      // Token ids have no template to skip.
-      options: {
-        ...sampling,
-        logprobs,
-        maxTokens,
-        raw: typeof prompt === "string",
-      },
-    })),
-  );
+  const { asked, n } = readTexts(fields, service, prompts, (prompt) => ({
+    // Token ids have no template to skip.
+    options: {
+      ...sampling,
+      logprobs,
+      maxTokens,
+      raw: typeof prompt === "string",
+    },
+  }));
   fields.refuse({ suffix: [""], best_of: [n] });
   if (logprobs !== undefined && echo) {
     throw unsupported("logprobs", "with echo");

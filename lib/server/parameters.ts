@@ -9,6 +9,7 @@ import { ApiError, wrongParameter } from "./errors.ts";
 import type { Fields } from "./fields.ts";
 import type { Asked } from "./generation.ts";
 import type { Service } from "./service.ts";
+import type { Prompt } from "../text/prompt.ts";
 
 /** Parameters for OpenAI's own service, which change nothing about a text. */
 export const FOR_OPENAI = [
@@ -140,13 +141,23 @@ export function readDelivery(fields: Fields): Delivery {
   return { stream, usage, tokenIds };
 }
 
-/** The texts for some prompts, `n` for each, with seeds of their own. */
-export function readTexts(
+/**
+ * The texts for some prompts, `n` for each, with seeds of their own.
+ *
+ * @param ask what is asked for with a prompt
+ * @throws {ApiError} 400 if there will never be places for so many texts.
+ */
+export function readTexts<P extends Prompt>(
   fields: Fields,
-  prompts: readonly Asked[],
+  { queue }: Service,
+  prompts: readonly P[],
+  ask: (prompt: P) => Omit<Asked, "prompt">,
 ): { asked: Asked[]; n: number } {
   const n = fields.whole("n", 1, MOST_TEXTS) ?? 1;
-  const texts = prompts.flatMap((one) => Array.from({ length: n }, () => one));
+  queue.requirePlaces(n * prompts.length); // a body has room for millions
+  const texts = prompts.flatMap((prompt): Asked[] =>
+    Array(n).fill({ prompt, ...ask(prompt) })
+  );
   const asked = texts.map((one, i) => {
     const { seed } = one.options;
     if (seed === undefined || i === 0) return one;

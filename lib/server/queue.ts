@@ -83,6 +83,25 @@ export class Queue {
     return this.#waiting.length;
   }
 
+  get #room(): number {
+    return this.slots + this.most;
+  }
+
+  /**
+   * Checks that there can be places for the runs of a request.
+   *
+   * @throws {ApiError} 400 if there will never be so many.
+   */
+  requirePlaces(count: number): void {
+    const room = this.#room;
+    if (count <= room) return;
+    throw new ApiError(
+      400,
+      `Cannot generate: the request asks for ${count} texts, must be at most ${room}`,
+      { code: "too_many_texts" },
+    );
+  }
+
   /**
    * Checks that there are places for the runs of a request.
    *
@@ -91,14 +110,8 @@ export class Queue {
    */
   requireRoom(count: number): void {
     if (this.#ended) throw stopping();
-    const room = this.slots + this.most;
-    if (count > room) {
-      throw new ApiError(
-        400,
-        `Cannot generate: the request asks for ${count} texts, must be at most ${room}`,
-        { code: "too_many_texts" },
-      );
-    }
+    this.requirePlaces(count);
+    const room = this.#room;
     if (this.#running + this.#waiting.length + count > room) {
       throw new ApiError(
         429,

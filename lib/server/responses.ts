@@ -5,9 +5,9 @@
  * @module
  */
 import type { GenerateOptions, Piece } from "../generate.ts";
-import { isObject } from "../json.ts";
+import { isObject, requireJsonValue } from "../json.ts";
 import { EFFORTS, readTemplate, readTools } from "./conversation.ts";
-import { errorBody, unsupported } from "./errors.ts";
+import { CANNOT, errorBody, refusing, unsupported } from "./errors.ts";
 import { Fields } from "./fields.ts";
 import { Generation } from "./generation.ts";
 import { chatLogprobs } from "./logprobs.ts";
@@ -52,6 +52,7 @@ export async function respond(call: Call): Promise<Response> {
       ...choice.templateVariables,
     },
   };
+  requireShallow(call.body);
   const messages = readInput(fields);
   const oneCall = fields.flag("parallel_tool_calls") === false;
   const stream = fields.flag("stream") ?? false;
@@ -70,6 +71,17 @@ export async function respond(call: Call): Promise<Response> {
     await collect(generation, items);
     return reply.ended(items.output);
   });
+}
+
+/** Fields that a reply repeats as they are. */
+const REPEATED = ["metadata", "reasoning", "text", "tool_choice"];
+
+/** @throws {ApiError} 400 if the reply would nest deeper than JSON can be written. */
+function requireShallow(body: Record<string, unknown>): void {
+  for (const name of REPEATED) {
+    const value = body[name] ?? null;
+    refusing(name, () => requireJsonValue(value, `${CANNOT}: ${name}`));
+  }
 }
 
 /** Reads how many alternatives to each token are asked for; undefined without any scores. */

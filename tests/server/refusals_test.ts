@@ -6,6 +6,8 @@ import { LONG } from "../support/story_request.ts";
 
 const STORY = { prompt: "Once upon a time", temperature: 0, max_tokens: 4 };
 const MESSAGES = [{ role: "user", content: "Hi" }];
+/** JSON that can be read, but not written again. */
+const DEEP = "[".repeat(100_000) + "]".repeat(100_000);
 const TOOL = { type: "function", function: { name: "f" } };
 
 /** What is wrong with a body, by path: what it is, its parameter, and some of the message. */
@@ -163,6 +165,16 @@ const WRONG: Record<
       "must be function",
     ],
     [{ input: "Hi", max_tokens: 3 }, "max_tokens", "is unknown"],
+    [
+      `{"input": "Hi", "max_output_tokens": 1, "metadata": ${DEEP}}`,
+      "metadata",
+      "metadata nests deeper than 200 levels",
+    ],
+    [
+      `{"input": "Hi", "max_output_tokens": 1, "reasoning": {"summary": ${DEEP}}}`,
+      "reasoning",
+      "reasoning nests deeper than 200 levels",
+    ],
     [{ input: "Hi", text: { formt: 1 } }, "text.formt", "text.format?"],
   ],
   "/v1/embeddings": [
@@ -181,7 +193,7 @@ Deno.test("wrong requests get OpenAI's errors, which name the parameter", async 
   await using server = await serving();
   for (const [path, cases] of Object.entries(WRONG)) {
     for (const [body, param, message] of cases) {
-      const where = `${path} ${JSON.stringify(body)}`;
+      const where = `${path} ${JSON.stringify(body).slice(0, 200)}`;
       const { status, json } = await server.post(path, body);
       assertEquals(status, 400, where);
       assertEquals(Object.keys(json), ["error"]);
@@ -240,6 +252,17 @@ Deno.test("a prompt that is too long is refused with a code that agents know", a
     const { status, json } = await server.post(`/v1/${path}`, body);
     assertEquals([status, json.error.code], [400, "context_length_exceeded"]);
   }
+});
+
+Deno.test("far too many texts are counted before they are made", async () => {
+  await using server = await serving();
+  const { status, json } = await server.post("/v1/completions", {
+    prompt: Array(1_000_000).fill("a"),
+    n: 32,
+    seed: 1,
+  });
+  assertEquals([status, json.error.code], [400, "too_many_texts"]);
+  assertStringIncludes(json.error.message, "asks for 32000000 texts");
 });
 
 Deno.test("another model is not found", async () => {
