@@ -33,7 +33,10 @@ export function readNormalizer(json: unknown, where = "normalizer"): Normalize {
     case "NFD":
     case "NFKC":
     case "NFKD":
-      return (text) => text.normalize(type);
+      return (text) => {
+        requireFewMarks(text);
+        return text.normalize(type);
+      };
     case "Lowercase":
       // One character at a time: a sigma at the end of a word is not special here.
       return (text) => text.replace(/\P{Ll}/gu, (one) => one.toLowerCase());
@@ -78,6 +81,19 @@ export function readNormalizer(json: unknown, where = "normalizer"): Normalize {
     type,
     "NFC, NFD, NFKC, NFKD, Lowercase, StripAccents, Strip, Prepend, Replace or Sequence",
   );
+}
+
+/** The most combining marks in a row; the Stream-Safe Text Format (UAX #15) has 30. */
+const MOST_MARKS = 1000;
+
+/** @throws {Error} if bringing the marks in order would take quadratic time. */
+function requireFewMarks(text: string): void {
+  for (const { 0: { length } } of text.matchAll(/\p{M}{2,}/gu)) {
+    if (length <= MOST_MARKS) continue;
+    throw new Error(
+      `Cannot encode a text with ${length} combining marks in a row, must have at most ${MOST_MARKS}`,
+    );
+  }
 }
 
 const SPACE = /\p{White_Space}/u;

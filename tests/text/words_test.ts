@@ -111,6 +111,21 @@ Deno.test("normalizers change the text as in tokenizers", () => {
   );
 });
 
+Deno.test("more combining marks in a row than anybody writes are refused", () => {
+  const marks = "\u0301\u0323";
+  for (const type of ["NFC", "NFD", "NFKC", "NFKD"]) {
+    const normalize = (text: string) =>
+      readNormalizer({ type })(text, new Budget(text.length));
+    const fine = `e${marks.repeat(500)}`.repeat(3);
+    assertEquals(normalize(fine), fine.normalize(type));
+    assertThrows(
+      () => normalize(`e${marks.repeat(500)}\u0301`),
+      Error,
+      "Cannot encode a text with 1001 combining marks in a row, must have at most 1000",
+    );
+  }
+});
+
 Deno.test("post-processors put tokens around a text; add_bos_token replaces them", () => {
   const template = {
     type: "TemplateProcessing",
