@@ -100,21 +100,28 @@ function identityOf(file: string): Promise<string> {
   return Deno.realPath(file).catch(() => file);
 }
 
-/** The lines of a file that are not blank, as bytes. */
-async function* linesOf(file: string): AsyncGenerator<Uint8Array> {
-  let rest = new Uint8Array();
+/** A line of a file, and its number there, from 1. */
+interface Line {
+  bytes: Uint8Array;
+  number: number;
+}
+
+/** The lines of a file that are not blank. */
+async function* linesOf(file: string): AsyncGenerator<Line> {
+  let rest = new Uint8Array(), number = 1;
   using opened = await open(file, { read: true });
   const isBlank = (line: Uint8Array) => line.every((byte) => byte <= 32);
   for await (const chunk of opened.readable) {
     let begin = 0;
     for (let at = 0; (at = chunk.indexOf(NEWLINE, at)) >= 0; begin = ++at) {
-      const line = concat(rest, chunk.subarray(begin, at));
+      const bytes = concat(rest, chunk.subarray(begin, at));
       rest = new Uint8Array();
-      if (!isBlank(line)) yield line;
+      if (!isBlank(bytes)) yield { bytes, number };
+      number++;
     }
     rest = concat(rest, chunk.subarray(begin));
   }
-  if (!isBlank(rest)) yield rest;
+  if (!isBlank(rest)) yield { bytes: rest, number };
 }
 
 function concat(a: Uint8Array, b: Uint8Array): Uint8Array<ArrayBuffer> {
@@ -163,25 +170,23 @@ async function resume(from: string, to: string): Promise<number> {
   if (size === 0) return 0;
   const requests = linesOf(from);
   let whole = 0, count = 0;
-  for await (const line of linesOf(to)) {
-    if (whole + line.length >= size) { // without a line break
-      if (isCutReply(line)) break;
+  for await (const { bytes, number } of linesOf(to)) {
+    if (whole + bytes.length >= size) { // without a line break
+      if (isCutReply(bytes)) break;
       throw new Error(
-        `${CANNOT}: line ${
-          count + 1
-        } of ${to} is no reply, must be one, or ${to} removed`,
+        `${CANNOT}: line ${number} of ${to} is no reply, must be one, or ${to} removed`,
       );
     }
     const { value } = await requests.next();
-    const asked = idOf(value), answered = idOf(line);
+    const asked = idOf(value?.bytes), answered = idOf(bytes);
     if (value === undefined || asked !== answered) {
       throw new Error(
-        `${CANNOT}: line ${count + 1} of ${to} is for ${
+        `${CANNOT}: line ${number} of ${to} is for ${
           described(answered)
         }, must be for ${described(asked)} as in ${from}, or ${to} removed`,
       );
     }
-    whole += line.length + 1;
+    whole += bytes.length + 1;
     count++;
   }
   await Deno.truncate(to, whole);
@@ -195,9 +200,9 @@ function isCutReply(line: Uint8Array): boolean {
 }
 
 /** The id of a request or reply; null if it has none. */
-function idOf(line: Uint8Array | void): unknown {
+function idOf(line?: Uint8Array): unknown {
   try {
-    const json = JSON.parse(new TextDecoder().decode(line ?? undefined));
+    const json = JSON.parse(new TextDecoder().decode(line));
     return isObject(json) ? json.custom_id ?? null : null;
   } catch { // its reply says so
     return null;
@@ -239,7 +244,7 @@ async function run(
   };
   for await (const line of linesOf(from)) {
     const at = index++;
-    const request = readRequest(line, at + 1, seen);
+    const request = readRequest(line, seen);
     if (at < skipped) continue;
     while (running.size >= slots || at - written >= AHEAD) {
       if (running.size > 0) await Promise.race(running); // or all have ended by now
@@ -288,8 +293,7 @@ async function writeLine(file: Deno.FsFile, line: string): Promise<void> {
 type Read = { asked: Asked } | { custom_id: unknown; wrong: string };
 
 function readRequest(
-  line: Uint8Array,
-  number: number,
+  { bytes, number }: Line,
   seen: Map<unknown, number>,
 ): Read {
   let json: unknown;
@@ -299,7 +303,7 @@ function readRequest(
   });
   try {
     json = JSON.parse(
-      new TextDecoder("utf-8", { fatal: true }).decode(line),
+      new TextDecoder("utf-8", { fatal: true }).decode(bytes),
     );
   } catch (error) {
     return wrong(`it is not valid JSON (${errorText(error)})`);
