@@ -9,6 +9,7 @@ import {
   readMessages,
   readTemplate,
   readTools,
+  unwantedTokens,
 } from "./conversation.ts";
 import { wrongParameter } from "./errors.ts";
 import { Fields } from "./fields.ts";
@@ -38,7 +39,7 @@ export async function chat(call: Call): Promise<Response> {
   const template = readTemplate(fields, service);
   const { demanded, ...choice } = readTools(fields, fields.list("tools") ?? []);
   const options: GenerateOptions = {
-    ...readSampling(fields),
+    ...readSampling(fields, unwantedTokens(fields, service)),
     logprobs,
     maxTokens: readMaxTokens(fields, ["max_tokens", "max_completion_tokens"]),
     ...template,

@@ -13,6 +13,7 @@ import {
   type ToolCall,
 } from "../text/conversation.ts";
 import { OWN_VARIABLES } from "../text/chat_template.ts";
+import { TAGS } from "../text/reply.ts";
 import {
   ApiError,
   CANNOT,
@@ -118,6 +119,13 @@ export function readTools(
   }
   if (tools.length > 0) return demandCall(tools, tools);
   throw wrongParameter("tool_choice", "is required without tools");
+}
+
+/** The tokens that begin a call, if `tool_choice` says that there must be none. */
+export function unwantedTokens(fields: Fields, { qwen }: Service): number[] {
+  if (fields.get("tool_choice") !== "none" || !qwen.hasTokenizer) return [];
+  const id = qwen.tokenizer.tokenId(TAGS.call);
+  return id === undefined ? [] : [id];
 }
 
 /** A call with an id, and with its arguments as JSON. */

@@ -48,8 +48,15 @@ export function unknownModel(
   );
 }
 
-/** Reads how tokens are sampled, and when a text ends. */
-export function readSampling(fields: Fields): GenerateOptions {
+/**
+ * Reads how tokens are sampled, and when a text ends.
+ *
+ * @param unwanted tokens that should not come, whatever `logit_bias` says
+ */
+export function readSampling(
+  fields: Fields,
+  unwanted: readonly number[] = [],
+): GenerateOptions {
   const options: GenerateOptions = {
     temperature: fields.number("temperature"),
     topP: fields.number("top_p"),
@@ -58,7 +65,7 @@ export function readSampling(fields: Fields): GenerateOptions {
     repetitionPenalty: fields.number("repetition_penalty"),
     presencePenalty: fields.number("presence_penalty"),
     frequencyPenalty: fields.number("frequency_penalty"),
-    logitBias: readBias(fields),
+    logitBias: readBias(fields, unwanted),
     seed: readSeed(fields),
     stop: readStop(fields),
     ignoreEos: fields.flag("ignore_eos"),
@@ -72,16 +79,23 @@ function readTopK(fields: Fields): number | undefined {
   return topK === -1 ? 0 : topK;
 }
 
+/** The least bias: such a token hardly ever comes. */
+const LEAST_BIAS = -100;
+
 /** Biases by token id, a number as text. */
-function readBias(fields: Fields): Record<number, number> | undefined {
+function readBias(
+  fields: Fields,
+  unwanted: readonly number[],
+): Record<number, number> {
   const biases = fields.object("logit_bias");
-  if (biases === undefined) return undefined;
-  return Object.fromEntries(
-    Object.keys(biases.json).map((id) => {
-      if (/^\d{1,9}$/.test(id)) return [id, biases.number(id)];
-      throw fields.wrong("logit_bias", 'biases by token id, as {"42": -100}');
-    }).filter(([, bias]) => bias !== undefined),
-  );
+  const given = Object.keys(biases?.json ?? {}).map((id) => {
+    if (/^\d{1,9}$/.test(id)) return [id, biases!.number(id)];
+    throw fields.wrong("logit_bias", 'biases by token id, as {"42": -100}');
+  }).filter(([, bias]) => bias !== undefined);
+  return {
+    ...Object.fromEntries(given),
+    ...Object.fromEntries(unwanted.map((id) => [id, LEAST_BIAS])),
+  };
 }
 
 /** Seeds may have 64 bits; here they have 32, the lowest. */

@@ -6,7 +6,12 @@
  */
 import type { GenerateOptions, Piece } from "../generate.ts";
 import { isObject, requireJsonValue } from "../json.ts";
-import { EFFORTS, readTemplate, readTools } from "./conversation.ts";
+import {
+  EFFORTS,
+  readTemplate,
+  readTools,
+  unwantedTokens,
+} from "./conversation.ts";
 import { CANNOT, errorBody, refusing, unsupported } from "./errors.ts";
 import { Fields } from "./fields.ts";
 import { Generation } from "./generation.ts";
@@ -41,7 +46,7 @@ export async function respond(call: Call): Promise<Response> {
   const tools = (fields.list("tools") ?? []).map(toolOf);
   const { demanded, ...choice } = readTools(fields, tools);
   const options: GenerateOptions = {
-    ...readSampling(fields),
+    ...readSampling(fields, unwantedTokens(fields, service)),
     logprobs,
     ...template,
     maxTokens: readMaxTokens(fields, ["max_output_tokens"]),

@@ -298,6 +298,35 @@ Deno.test("a strict function is called with what its schema allows, if the model
   assertEquals(callIn(last.choices[0].message).arguments, called.arguments);
 });
 
+Deno.test("no function is called where none may be", async () => {
+  await using checkpoint = await qwen3Script(`${CALLS}</tool_call>`);
+  await using server = await serving({ model: checkpoint.path });
+  const most = 40, temperature = 0;
+  for (const choice of ["auto", "none"]) {
+    const called = choice === "auto";
+    const { json } = await server.post("/v1/chat/completions", {
+      messages: USER,
+      tools: TOOLS,
+      tool_choice: choice,
+      temperature,
+      max_tokens: most,
+      logit_bias: { 1: -1 },
+    });
+    const [{ message, finish_reason }] = json.choices;
+    assertEquals("tool_calls" in message, called);
+    assertEquals(finish_reason === "tool_calls", called);
+    const { json: response } = await server.post("/v1/responses", {
+      input: USER,
+      tools: TOOLS.map(({ type, function: given }) => ({ type, ...given })),
+      tool_choice: choice,
+      temperature,
+      max_output_tokens: most,
+    });
+    const types = response.output.map(({ type }: Json) => type);
+    assertEquals(types.includes("function_call"), called);
+  }
+});
+
 Deno.test("a strict function is refused where its arguments cannot be guaranteed", async () => {
   const tool = (parameters: Json) => ({
     type: "function",
