@@ -78,15 +78,19 @@ export interface ChatModel extends SavingModel {
 interface Script {
   readonly text: string;
   readonly tokenIds: readonly number[];
+  /** Where earlier replies ended in it, the shortest first: counts of characters and tokens. */
+  readonly ends: readonly { readonly text: number; readonly tokens: number }[];
 }
 
-const NOTHING: Script = { text: "", tokenIds: [] };
+const NOTHING: Script = { text: "", tokenIds: [], ends: [] };
 
 /** What a message becomes: the conversation with it, ready to run. */
 interface Prepared {
   readonly messages: readonly Message[];
   readonly prompt: EncodedPrompt;
   readonly text: string;
+  /** What of it the model has seen. */
+  readonly known: Script;
   readonly notice?: string;
 }
 
@@ -271,12 +275,13 @@ export class Chat {
     options: SaveChatOptions = {},
   ): Promise<{ bytes: number; cachedTokens: number }> {
     this.#requireIdle("save");
-    const { system, tools } = this;
+    const { system, tools } = this, { text, tokenIds } = this.#script;
     const saved: SavedChat = {
       messages: this.#messages,
       system,
       tools,
-      ...this.#script,
+      text,
+      tokenIds,
     };
     return await writeChat(to, saved, this.#model, options);
   }
@@ -300,7 +305,7 @@ export class Chat {
     this.#change(chat.messages);
     this.system = chat.system;
     this.tools = chat.tools;
-    this.#script = { text: chat.text, tokenIds: chat.tokenIds };
+    this.#script = { text: chat.text, tokenIds: chat.tokenIds, ends: [] };
     return { cachedTokens };
   }
 
@@ -369,7 +374,10 @@ export class Chat {
   }
 
   /** Begins a reply; once disposed, it is part of the conversation. */
-  #begin({ messages, prompt, text }: Prepared, run: () => Run): Disposable {
+  #begin(
+    { messages, prompt, text, known }: Prepared,
+    run: () => Run,
+  ): Disposable {
     this.#running = true;
     const version = ++this.#version;
     return {
@@ -382,6 +390,10 @@ export class Chat {
         this.#script = {
           text: text + this.#model.tokenizer.decode(tokenIds),
           tokenIds: [...prompt.tokenIds, ...tokenIds],
+          ends: [...known.ends, {
+            text: known.text.length,
+            tokens: known.tokenIds.length,
+          }],
         };
       },
     };
@@ -434,7 +446,7 @@ export class Chat {
   #encoded(
     messages: readonly Message[],
     options: GenerateOptions,
-  ): { prompt: EncodedPrompt; text: string } {
+  ): Pick<Prepared, "prompt" | "text" | "known"> {
     const { tokenizer, context } = this.#model;
     // Reasoning that the template has no place for was never in a prompt.
     const readsThoughts = this.#template.includes("reasoning_content");
@@ -452,23 +464,33 @@ export class Chat {
         ? []
         : atOnce(encodeTextInParts(rest, false, tokenizer, context)),
     ];
-    return { prompt: { tokenIds, reply }, text };
+    return { prompt: { tokenIds, reply }, text, known };
   }
 
   /**
    * The tokens that the model has seen, if the text continues what they say: a model may
    * write text in other tokens than the tokenizer would. The last one may be the end of
-   * text, which a template need not print.
+   * text, which a template need not print. If the text goes another way, as after an edit, it
+   * continues an earlier reply.
    */
   #known(text: string): Script {
-    const { text: seen, tokenIds } = this.#script;
+    const { text: seen, tokenIds, ends } = this.#script;
     if (tokenIds.length === 0) return NOTHING;
     if (text.startsWith(seen)) return this.#script;
     const last = this.#model.tokenizer.decode(tokenIds.slice(-1));
     const shorter = seen.slice(0, seen.length - last.length);
-    return seen.endsWith(last) && text.startsWith(shorter)
-      ? { text: shorter, tokenIds: tokenIds.slice(0, -1) }
-      : NOTHING;
+    if (seen.endsWith(last) && text.startsWith(shorter)) {
+      return { text: shorter, tokenIds: tokenIds.slice(0, -1), ends };
+    }
+    const at = ends.findLastIndex((end) =>
+      text.startsWith(seen.slice(0, end.text))
+    );
+    if (at < 0) return NOTHING;
+    return {
+      text: seen.slice(0, ends[at].text),
+      tokenIds: tokenIds.slice(0, ends[at].tokens),
+      ends: ends.slice(0, at),
+    };
   }
 }
 

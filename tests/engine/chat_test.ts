@@ -151,6 +151,20 @@ Deno.test("tokens that the tokenizer would not write are kept", async () => {
     );
     assert(stats.cachedTokens >= first.stats.promptTokens + 7);
   }
+  // Also the first reply's, once the second has gone.
+  const short = chat.fork(1);
+  chat.undo();
+  const asks = [
+    () => chat.send("He"),
+    () => short.send("He"),
+    () => chat.edit(-1, "He"),
+  ];
+  for (const ask of asks) {
+    const { stats } = await ask();
+    const he = qwen.tokenizer.encode("\n\nHe", plain).length;
+    assertEquals(stats.promptTokens, first.stats.promptTokens + 8 + he);
+    assert(stats.cachedTokens >= first.stats.promptTokens + 7);
+  }
 });
 
 Deno.test("a reply may follow a schema", async () => {
