@@ -46,7 +46,8 @@ class Builder {
     this.#find(root, new Alternatives(schema));
     this.#decide();
     if (!this.#value(root).possible) {
-      throw new SchemaError("#", "", "allows no value that can be written");
+      throw this.#tooFewNames() ??
+        new SchemaError("#", "", "allows no value that can be written");
     }
     this.root = this.#part(root);
   }
@@ -122,6 +123,25 @@ class Builder {
     const possible = needed.every(({ value }) => this.#value(value).possible) &&
       needed.length <= max && min <= Math.min(most, max);
     return possible ? { named: own, others: more } : undefined;
+  }
+
+  /** The error if an object would need further keys, which may be the same. */
+  #tooFewNames(): SchemaError | undefined {
+    for (const { sites, shapes } of this.#values.values()) {
+      for (const { object } of shapes) {
+        if (!object || this.#properties(object)) continue;
+        const { named, others, min, max } = object;
+        if (others.length === 0 || min > max) continue;
+        const most = named.length + 1;
+        if (min <= most) continue;
+        const { path } = sites.find(({ schema }) =>
+          typeof schema === "object" && "minProperties" in schema
+        ) ?? sites[0];
+        const why =
+          `is ${min}, must be at most ${most}: keys that properties does not name may be the same`;
+        return new SchemaError(path, "minProperties", why);
+      }
+    }
   }
 
   #part(sites: Sites): Part {

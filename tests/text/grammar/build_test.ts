@@ -192,6 +192,16 @@ Deno.test("a schema that is refused names the keyword and its place", () => {
       "#",
     ],
     [{ type: "integer", minimum: 3, maximum: 2 }, "", "#"],
+    [
+      {
+        type: "array",
+        minItems: 1,
+        items: { type: "object", minProperties: 2 },
+      },
+      "minProperties",
+      "#/items",
+    ],
+    [{ type: "object", minProperties: 3, maxProperties: 2 }, "", "#"],
     [{ enum: [1, 2], type: "string" }, "", "#"],
     [{ enum: ["\ud800"] }, "enum", "#"],
     [{ properties: { a: 3 } }, "properties", "#"],
