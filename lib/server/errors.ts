@@ -69,6 +69,7 @@ const PARAMETERS: Readonly<Record<string, string>> = {
   presencePenalty: "presence_penalty",
   frequencyPenalty: "frequency_penalty",
   logitBias: "logit_bias",
+  schema: "response_format",
   ignoreEos: "ignore_eos",
   thinking: "enable_thinking",
   templateVariables: "chat_template_kwargs",

@@ -3,13 +3,14 @@
  *
  * @module
  */
+import { OptionError } from "../errors.ts";
 import type { GenerateOptions, Piece } from "../generate.ts";
 import {
   encodePromptInParts,
   type Prompt,
   ReadyPrompt,
 } from "../text/prompt.ts";
-import { ApiError, refusing } from "./errors.ts";
+import { ApiError, refused, refusing } from "./errors.ts";
 import type { Place } from "./queue.ts";
 import { inTurns, turn } from "./rests.ts";
 import { type Service, sourceOf } from "./service.ts";
@@ -217,7 +218,9 @@ export class Generation implements AsyncIterable<Step> {
       this.#left--;
       this.#add({ index, finish });
     } catch (error) {
-      this.abort(this.#signal.aborted ? this.#signal.reason : error);
+      const fault = this.#signal.aborted ? this.#signal.reason : error;
+      // A schema may turn out to be too much only while it is followed.
+      this.abort(fault instanceof OptionError ? refused(fault, "") : fault);
     } finally {
       place[Symbol.dispose]();
       metrics.generated(run.stats);

@@ -181,6 +181,35 @@ Deno.test("a schema that cannot be followed is refused, with its keyword", async
   }
 });
 
+Deno.test("a schema that turns out to be too much is the request's fault", async () => {
+  await using server = await serving();
+  const [open] = server.qwen.tokenizer.encode("[", { addSpecialTokens: false });
+  const items = { $ref: "#/$defs/list" };
+  const list = {
+    anyOf: [1, 2, 3].map((maxItems) => ({ type: "array", items, maxItems })),
+  };
+  const body = {
+    ...CHAT,
+    logit_bias: { [open]: 100 },
+    response_format: {
+      type: "json_schema",
+      json_schema: { name: "deep", schema: { ...items, $defs: { list } } },
+    },
+  };
+  const path = "/v1/chat/completions";
+  const { status, json } = await server.post(path, body);
+  const { message, type, param } = json.error;
+  assertEquals([status, type, param], [
+    400,
+    "invalid_request_error",
+    "response_format",
+  ]);
+  assert(message.includes("anyOf at # leaves more than 10000 ways"), message);
+  const events = await server.stream(path, { ...body, stream: true });
+  assertEquals(JSON.parse(events.at(-1)!), json);
+  assertEquals(await server.metric("running"), 0);
+});
+
 Deno.test("a function is called if it must be, whole and in a stream", async () => {
   await using server = await serving({ chatTemplate: CHAT_TEMPLATE });
   const named = (name: string) => ({ type: "function", function: { name } });

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { SchemaError } from "./error.ts";
 
 /** A state of a terminal, such as a string or a number. Every state can still be accepted. */
 export abstract class State {
@@ -115,8 +116,10 @@ export class Threads {
     if (known.has(below)) return;
     known.add(below);
     if (this.list.push({ state, below }) <= MOST) return;
-    throw new Error(
-      `Cannot follow a schema: there are more than ${MOST} ways to read the text so far, anyOf must leave fewer`,
+    throw new SchemaError(
+      "#",
+      "anyOf",
+      `leaves more than ${MOST} ways to read the text so far, must leave fewer`,
     );
   }
 }
