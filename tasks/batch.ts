@@ -6,6 +6,7 @@
  */
 import { described, errorText } from "../lib/errors.ts";
 import { isObject } from "../lib/json.ts";
+import { errorResponse } from "../lib/server/errors.ts";
 import { newId } from "../lib/server/service.ts";
 import { Server } from "../lib/server/server.ts";
 import { type FlagTable, runTask } from "./flags.ts";
@@ -357,8 +358,7 @@ async function answer(server: Server, read: Read, signal: AbortSignal) {
       signal,
     }),
   );
-  const body = await response.json(), { status } = response;
-  const { usage } = body;
+  const { status, body } = await outcomeOf(response), { usage } = body;
   return {
     line: JSON.stringify({
       id,
@@ -373,4 +373,14 @@ async function answer(server: Server, read: Read, signal: AbortSignal) {
     failed: status !== 200,
     tokens: usage?.completion_tokens ?? usage?.output_tokens ?? 0,
   };
+}
+
+/** The status and JSON of a response; a request that failed after its headers breaks off. */
+async function outcomeOf(response: Response) {
+  try {
+    return { status: response.status, body: await response.json() };
+  } catch (error) {
+    const failed = errorResponse(error);
+    return { status: failed.status, body: await failed.json() };
+  }
 }

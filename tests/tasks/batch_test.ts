@@ -94,6 +94,30 @@ Deno.test("each request has a reply, in its order, and errors are per line", asy
   assertMatch(all[4].error.message, /^Cannot read line 6: .* as in line 1/);
 });
 
+Deno.test("a request that fails after its first token ends no batch", async () => {
+  const items = { $ref: "#/$defs/list" };
+  const list = {
+    anyOf: [1, 2, 3].map((maxItems) => ({ type: "array", items, maxItems })),
+  };
+  // The headers of a reply to a large request go out early.
+  const schema = { ...items, $defs: { list }, description: "x".repeat(5000) };
+  const bad = {
+    messages: [{ role: "user", content: BODY.prompt }],
+    max_tokens: 60,
+    logit_bias: { 59: 100 }, // [
+    response_format: { type: "json_schema", json_schema: { schema } },
+  };
+  await using folder = await folderOf([
+    JSON.stringify({ custom_id: "a", url: "/v1/chat/completions", body: bad }),
+    request("b"),
+  ]);
+  const { code, stderr } = await batch(folder);
+  assertEquals(code, 0, stderr);
+  const [a, b] = await replies(folder);
+  assertEquals([a.response.status_code, b.response.status_code], [400, 200]);
+  assertMatch(a.response.body.error.message, /more than 10000 ways to read/);
+});
+
 Deno.test("a batch that was interrupted goes on after the last whole reply", async () => {
   const count = 40;
   const lines = Array.from(
