@@ -67,7 +67,11 @@ await runTask({
   const interrupt = onInterrupt(), { signal } = interrupt;
   using progress = await Progress.start();
   try {
-    const server = new Server({ seconds: 7 * 86_400, bodyBytes: 1 << 28 });
+    const server = new Server({
+      seconds: 7 * 86_400,
+      bodyBytes: 1 << 28,
+      queue: Infinity, // a request may ask for many texts, and nobody else waits
+    });
     using serving = await startServing(server, served, signal, progress);
     const job = { from, file, done, total, slots: serving.slots };
     await run(job, server, progress, signal);

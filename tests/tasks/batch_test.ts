@@ -118,6 +118,19 @@ Deno.test("a request that fails after its first token ends no batch", async () =
   assertMatch(a.response.body.error.message, /more than 10000 ways to read/);
 });
 
+Deno.test("requests for many texts wait for each other", async () => {
+  const ids = ["a", "b", "c", "d"];
+  await using folder = await folderOf(
+    ids.map((id) => request(id, { n: 32, max_tokens: 2 })),
+  );
+  const { code, stderr } = await batch(folder);
+  assertEquals(code, 0, stderr);
+  for (const { response } of await replies(folder)) {
+    assertEquals(response.status_code, 200);
+    assertEquals(response.body.choices.length, 32);
+  }
+});
+
 Deno.test("a batch that was interrupted goes on after the last whole reply", async () => {
   const count = 40;
   const lines = Array.from(
