@@ -78,11 +78,31 @@ export interface ChatModel extends SavingModel {
 interface Script {
   readonly text: string;
   readonly tokenIds: readonly number[];
-  /** Where earlier replies ended in it, the shortest first: counts of characters and tokens. */
-  readonly ends: readonly { readonly text: number; readonly tokens: number }[];
+  /** How many messages it has. */
+  readonly messages: number;
+  /** Where earlier replies ended in it, the shortest first. */
+  readonly ends: readonly End[];
 }
 
-const NOTHING: Script = { text: "", tokenIds: [], ends: [] };
+/** The end of a reply: counts of characters, tokens and messages. */
+interface End {
+  readonly text: number;
+  readonly tokens: number;
+  readonly messages: number;
+}
+
+const NOTHING: Script = { text: "", tokenIds: [], messages: 0, ends: [] };
+
+/** What a script says up to one of its ends. */
+function upTo({ text, tokenIds, ends }: Script, at: number): Script {
+  const end = ends[at];
+  return {
+    text: text.slice(0, end.text),
+    tokenIds: tokenIds.slice(0, end.tokens),
+    messages: end.messages,
+    ends: ends.slice(0, at),
+  };
+}
 
 /** What a message becomes: the conversation with it, ready to run. */
 interface Prepared {
@@ -265,7 +285,7 @@ export class Chat {
    * tools and the tokens, and, unless `cache` is false, the keys and values, with which
    * {@linkcode load} need not run them again. They take `2 · layers · kvHeads · headDim`
    * values a token: 112 KiB in f16 for Qwen3-0.6B. Other work of the model waits until the
-   * stream has taken them.
+   * stream has taken them. What was taken back is left out.
    *
    * @returns the bytes written, and for how many tokens there are keys and values
    * @throws {Error} if the last reply has not ended, or the file cannot be written.
@@ -275,7 +295,7 @@ export class Chat {
     options: SaveChatOptions = {},
   ): Promise<{ bytes: number; cachedTokens: number }> {
     this.#requireIdle("save");
-    const { system, tools } = this, { text, tokenIds } = this.#script;
+    const { system, tools } = this, { text, tokenIds } = this.#said();
     const saved: SavedChat = {
       messages: this.#messages,
       system,
@@ -305,7 +325,12 @@ export class Chat {
     this.#change(chat.messages);
     this.system = chat.system;
     this.tools = chat.tools;
-    this.#script = { text: chat.text, tokenIds: chat.tokenIds, ends: [] };
+    this.#script = {
+      text: chat.text,
+      tokenIds: chat.tokenIds,
+      messages: chat.messages.length,
+      ends: [],
+    };
     return { cachedTokens };
   }
 
@@ -386,13 +411,16 @@ export class Chat {
         this.#running = false;
         const { tokenIds } = run();
         if (tokenIds.length === 0) return;
-        this.#change([...messages, messageOf(run())]);
+        const all = [...messages, messageOf(run())];
+        this.#change(all);
         this.#script = {
           text: text + this.#model.tokenizer.decode(tokenIds),
           tokenIds: [...prompt.tokenIds, ...tokenIds],
+          messages: all.length,
           ends: [...known.ends, {
             text: known.text.length,
             tokens: known.tokenIds.length,
+            messages: known.messages,
           }],
         };
       },
@@ -467,6 +495,14 @@ export class Chat {
     return { prompt: { tokenIds, reply }, text, known };
   }
 
+  /** What the model has seen of the messages that there are, without any taken back. */
+  #said(): Script {
+    const script = this.#script, { length } = this.#messages;
+    if (script.messages <= length) return script;
+    const at = script.ends.findLastIndex(({ messages }) => messages <= length);
+    return at < 0 ? NOTHING : upTo(script, at);
+  }
+
   /**
    * The tokens that the model has seen, if the text continues what they say: a model may
    * write text in other tokens than the tokenizer would. The last one may be the end of
@@ -474,23 +510,18 @@ export class Chat {
    * continues an earlier reply.
    */
   #known(text: string): Script {
-    const { text: seen, tokenIds, ends } = this.#script;
+    const { text: seen, tokenIds, messages, ends } = this.#script;
     if (tokenIds.length === 0) return NOTHING;
     if (text.startsWith(seen)) return this.#script;
     const last = this.#model.tokenizer.decode(tokenIds.slice(-1));
     const shorter = seen.slice(0, seen.length - last.length);
     if (seen.endsWith(last) && text.startsWith(shorter)) {
-      return { text: shorter, tokenIds: tokenIds.slice(0, -1), ends };
+      return { text: shorter, tokenIds: tokenIds.slice(0, -1), messages, ends };
     }
     const at = ends.findLastIndex((end) =>
       text.startsWith(seen.slice(0, end.text))
     );
-    if (at < 0) return NOTHING;
-    return {
-      text: seen.slice(0, ends[at].text),
-      tokenIds: tokenIds.slice(0, ends[at].tokens),
-      ends: ends.slice(0, at),
-    };
+    return at < 0 ? NOTHING : upTo(this.#script, at);
   }
 }
 

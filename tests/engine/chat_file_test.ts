@@ -92,6 +92,28 @@ for (const kv of ["auto", "f32", "q8_0"] as const) {
   });
 }
 
+Deno.test("what was taken back is not saved", async () => {
+  using qwen = await story();
+  const chat = await begun(qwen);
+  const fork = chat.fork(1);
+  const [, , asked, replied] = chat.messages;
+  chat.undo();
+  for (const one of [chat, fork]) {
+    const bytes = await bytesOf(one);
+    const text = new TextDecoder("latin1").decode(bytes);
+    assert(text.includes("Once upon a time"));
+    for (const { content } of [asked, replied]) {
+      assert(!text.includes(content as string));
+    }
+    const other = qwen.chat(GREEDY);
+    const { cachedTokens } = await other.load(streamOf(bytes));
+    assertEquals(other.messages, one.messages);
+    assertEquals(cachedTokens, other.tokens);
+    const { stats } = await other.send("It rained");
+    assertEquals(stats.cachedTokens, cachedTokens);
+  }
+});
+
 Deno.test("a chat is saved to a stream and loaded from one, with or without a cache", async () => {
   using qwen = await story();
   const chat = await begun(qwen);
