@@ -33,6 +33,7 @@ import {
   DeviceError,
   explained,
   MemoryError,
+  OptionError,
   requireKind,
   wrongOption,
 } from "./errors.ts";
@@ -755,7 +756,8 @@ export class Qwen3 implements Disposable {
     const maskOf = this.#masks(options);
     const stops = typeof stop === "string" ? [stop] : [...stop];
     if (stops.length > 0 && !this.hasTokenizer) {
-      throw new Error(
+      throw new OptionError(
+        "stop",
         `Cannot generate: stop strings need a tokenizer, ${
           withoutTokenizer(this.#checkpoint.name)
         }`,

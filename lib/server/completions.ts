@@ -50,6 +50,9 @@ export async function complete(call: Call): Promise<Response> {
   if (logprobs !== undefined && echo) {
     throw unsupported("logprobs", "with echo");
   }
+  if (echo && !service.qwen.hasTokenizer) {
+    throw unsupported("echo", "whose model has no tokenizer");
+  }
   fields.ignore(FOR_OPENAI);
   fields.end();
   const generation = await Generation.begin(service, asked, {

@@ -241,6 +241,15 @@ Deno.test("without a chat template, text is completed and a chat is refused", as
   });
   assertEquals(text.status, 200);
   assertEquals(text.json.choices[0].token_ids.length, 4);
+  // Nor is there a text to repeat, or to stop at.
+  for (const [param, value] of [["echo", true], ["stop", "a"]] as const) {
+    const { status, json } = await server.post("/v1/completions", {
+      prompt: [1, 2, 3],
+      max_tokens: 4,
+      [param]: value,
+    });
+    assertEquals([status, json.error.param], [400, param]);
+  }
   const chat = await server.post("/v1/chat/completions", CHAT);
   assertEquals([chat.status, chat.json.error], [400, {
     message:
