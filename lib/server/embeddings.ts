@@ -4,7 +4,7 @@
  * @module
  */
 import { encodeToEmbedInParts, type Text } from "../text/embedding.ts";
-import { refused, required } from "./errors.ts";
+import { refused, required, tooLate } from "./errors.ts";
 import { Fields } from "./fields.ts";
 import { asTokenIds, checkModel } from "./parameters.ts";
 import { inTurns } from "./rests.ts";
@@ -15,7 +15,7 @@ const MOST_TEXTS = 2048;
 
 /** Answers a request. */
 export async function embed(
-  { service, body, signal }: Call,
+  { service, body, signal: gone }: Call,
 ): Promise<Response> {
   const fields = new Fields(body);
   checkModel(fields, service);
@@ -29,6 +29,9 @@ export async function embed(
   using _place = place;
   const [alone] = service.embedding.take(1);
   using _alone = alone;
+  const late = new AbortController(), { seconds } = service;
+  const signal = AbortSignal.any([gone, late.signal]);
+  const timer = setTimeout(() => late.abort(tooLate(seconds)), 1000 * seconds);
   let tokens = 0, vectors: Float32Array[];
   try {
     const ids: number[][] = [];
@@ -44,6 +47,8 @@ export async function embed(
     vectors = await service.qwen.embed(ids, { dimensions, signal });
   } catch (error) {
     throw refused(error, "input");
+  } finally {
+    clearTimeout(timer);
   }
   return Response.json({
     object: "list",

@@ -59,6 +59,15 @@ export function required(name: string): ApiError {
   });
 }
 
+/** A request took too long. */
+export function tooLate(seconds: number): ApiError {
+  return new ApiError(
+    504,
+    `Cannot answer: the request was not complete after ${seconds} s, must be shorter`,
+    { code: "timeout" },
+  );
+}
+
 /** What requests call the library's options. */
 const PARAMETERS: Readonly<Record<string, string>> = {
   maxTokens: "max_tokens",

@@ -10,7 +10,7 @@ import {
   type Prompt,
   ReadyPrompt,
 } from "../text/prompt.ts";
-import { ApiError, refused, refusing } from "./errors.ts";
+import { refused, refusing, tooLate } from "./errors.ts";
 import type { Place } from "./queue.ts";
 import { inTurns, turn } from "./rests.ts";
 import { type Service, sourceOf } from "./service.ts";
@@ -238,12 +238,4 @@ export class Generation implements AsyncIterable<Step> {
     this.#error = error;
     this.#news.resolve();
   }
-}
-
-function tooLate(seconds: number): ApiError {
-  return new ApiError(
-    504,
-    `Cannot generate: the request was not complete after ${seconds} s, must be shorter`,
-    { code: "timeout" },
-  );
 }

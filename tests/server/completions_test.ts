@@ -382,6 +382,10 @@ Deno.test("a request that takes too long is ended", async () => {
   });
   const last = JSON.parse(events.at(-1) ?? "{}");
   assertEquals(last.error?.code, "timeout");
+  // Texts that take a second or more.
+  const input = Array(200).fill("Once upon a time ".repeat(50));
+  const vectors = await server.post("/v1/embeddings", { input });
+  assertEquals([vectors.status, vectors.json.error?.code], [504, "timeout"]);
   await until(async () => await server.metric("running") === 0);
 });
 
