@@ -63,13 +63,14 @@ export function readTemplate(
     );
   }
   const { enable_thinking: _, ...variables } = given?.json ?? {};
+  const words = new Set(chatTemplate.split(/\W+/));
   for (const variable of Object.keys(variables)) {
     const own = Object.hasOwn(OWN_VARIABLES, variable)
       ? OWN_VARIABLES[variable]
       : variable === "tools"
       ? "the parameter tools"
       : undefined;
-    if (own === undefined && chatTemplate.includes(variable)) continue;
+    if (own === undefined && words.has(variable)) continue;
     throw wrongParameter(
       `chat_template_kwargs.${variable}`,
       own === undefined
