@@ -85,6 +85,8 @@ export const f64 = {
 };
 
 export const v128 = {
+  /** 1 if any bit is set, as i32. */
+  anyTrue: simd(0x53),
   /** From 16 bytes. */
   const: (bytes: readonly number[]): Code => [0xfd, 0x0c, ...bytes],
   load: access(0xfd, 0x00),

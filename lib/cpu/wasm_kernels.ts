@@ -289,18 +289,27 @@ class Unpacker {
   readonly halves: [Local, Local];
   readonly #writer: SimdWriter;
 
-  constructor(readonly simd: SimdReader, f: FunctionBuilder<string>) {
+  /** With `marks`, which collects those of the reader, elements should be finite. */
+  constructor(
+    readonly simd: SimdReader,
+    f: FunctionBuilder<string>,
+    readonly marks?: Local,
+  ) {
     this.halves = [f.local("v128"), f.local("v128")];
     this.#writer = new SimdWriter(f, i8x16.swizzle);
   }
 
   /** Sets `halves`, masked by the two masks at address `mask` if given. */
   load(address: Code, mask?: Code): Code[] {
-    const { kept, values } = this.#writer.write((simd) =>
-      this.simd.unpack(simd, (byte) => v128.load(byte)(address))
+    const reader = this.marks ? this.simd.finite! : this.simd;
+    const { kept, values } = this.#writer.write((simd): Code[] =>
+      reader.unpack(simd, (byte) => v128.load(byte)(address))
     );
     return [
       ...kept,
+      ...(this.marks
+        ? [this.marks.set(v128.or(this.marks.get, values[2]))]
+        : []),
       ...this.halves.map((half, h) =>
         half.set(
           mask ? v128.and(values[h], v128.load(16 * h)(mask)) : values[h],
@@ -332,6 +341,7 @@ function dot(format: FloatFormat, mulAdd: MulAdd, height: 1 | 2) {
   const rows = times(DOT_ROWS, () => f.local("i32"));
   const xs = times(height, () => times(2, () => f.local("v128")));
   const unpacker = new Unpacker(format.simd, f);
+  const { finite } = format.simd, marks = finite && f.local("v128");
   // One row of x alone has a sum for each half, as it takes as many to hide their latency.
   const halves = 2 / height;
   const sums = times(
@@ -339,7 +349,7 @@ function dot(format: FloatFormat, mulAdd: MulAdd, height: 1 | 2) {
     () => times(height, () => times(halves, () => f.local("v128"))),
   );
 
-  const step = (mask?: Code): Code[] => [
+  const step = (unpacker: Unpacker, mask?: Code): Code[] => [
     ...xs.flatMap((own, i) =>
       own.map((half, h) => half.set(v128.load(16 * h)(at[i].get)))
     ),
@@ -355,18 +365,28 @@ function dot(format: FloatFormat, mulAdd: MulAdd, height: 1 | 2) {
     ]),
     ...at.map((at) => increase(at, 32)),
   ];
+  const multiply = (unpacker: Unpacker): Code[] => [
+    ...rows.map((row, r) =>
+      row.set(i32.add(w.get, i32.mul(rowBytes.get, far.row(i32.const(r)))))
+    ),
+    ...sums.flat(2).map((sum) => sum.set(f.floats(0))),
+    ...at.map((at, i) => at.set(i ? i32.add(x.get, xBytes.get) : x.get)),
+    loop(i32.lessUnsigned(at[0].get, end.get), step(unpacker)),
+    branch(tailMask.get, step(unpacker, tailMask.get)),
+  ];
   return f.finish([
     end.set(groupsEnd(x, k)),
     ...far.each([
-      ...rows.map((row, r) =>
-        row.set(
-          i32.add(w.get, i32.mul(rowBytes.get, far.row(i32.const(r)))),
-        )
-      ),
-      ...sums.flat(2).map((sum) => sum.set(f.floats(0))),
-      ...at.map((at, i) => at.set(i ? i32.add(x.get, xBytes.get) : x.get)),
-      loop(i32.lessUnsigned(at[0].get, end.get), step()),
-      branch(tailMask.get, step(tailMask.get)),
+      ...(finite && marks
+        ? [
+          marks.set(f.ints(0)),
+          ...multiply(new Unpacker(format.simd, f, marks)),
+          branch(
+            v128.anyTrue(v128.and(marks.get, f.ints(finite.marks))),
+            multiply(unpacker),
+          ),
+        ]
+        : multiply(unpacker)),
       ...at.flatMap((_, i) =>
         far.store(
           i ? i32.add(y.get, yBytes.get) : y.get,

@@ -5,7 +5,13 @@
  */
 import { f16ToF32 } from "../dtype.ts";
 import type { Format } from "./format.ts";
-import { halvesToFloat, rowBits, sixteenBits, wordReader } from "./words.ts";
+import {
+  finiteHalves,
+  halvesToFloat,
+  rowBits,
+  sixteenBits,
+  wordReader,
+} from "./words.ts";
 
 let table: Float32Array | undefined;
 
@@ -37,8 +43,20 @@ export const f16: Format = {
       const pairs = simd.keep(load(0));
       return [
         halvesToFloat(simd, simd.shiftLeft(pairs, 16)),
-        halvesToFloat(simd, simd.and(pairs, simd.bits(0xffff0000))),
+        halvesToFloat(simd, pairs),
       ];
+    },
+    finite: {
+      unpack(simd, load) {
+        const pairs = simd.keep(load(0));
+        const sizes = simd.and(pairs, simd.bits(0x7fff7fff));
+        return [
+          finiteHalves(simd, simd.shiftLeft(pairs, 16)),
+          finiteHalves(simd, pairs),
+          simd.addInts(sizes, simd.bits(0x04000400)), // carries from the largest exponent
+        ];
+      },
+      marks: 0x80008000,
     },
   },
 };

@@ -118,6 +118,15 @@ export interface SimdReader {
   /** The elements of the two vectors: the first and last four, or the even and odd ones. */
   readonly order: "straight" | "even first";
   unpack<V>(simd: SimdCode<V>, load: (byte: number) => V): [V, V];
+  /** What takes less where all elements are finite. */
+  readonly finite?: FiniteReader;
+}
+
+/** Reads elements, unless there are infinities or NaN. */
+export interface FiniteReader {
+  /** As {@linkcode SimdReader.unpack}; in a third vector, bits of `marks` say that it is wrong. */
+  unpack<V>(simd: SimdCode<V>, load: (byte: number) => V): [V, V, V];
+  readonly marks: number;
 }
 
 /**

@@ -52,13 +52,18 @@ export const rowBits = (
 ): Uint16Array =>
   new Uint16Array(values.buffer, values.byteOffset + 2 * row * k, k);
 
-/** The values of four IEEE 754 halves, in the upper halves of lanes whose rest is zero. */
-export function halvesToFloat<V>(simd: SimdCode<V>, upper: V): V {
+/** The values of four IEEE 754 halves that are finite, in the upper halves of lanes. */
+export function finiteHalves<V>(simd: SimdCode<V>, upper: V): V {
   // Moves sign, exponent and fraction into place. A multiplication corrects the
-  // exponent's bias and normalizes subnormals exactly. The largest exponent means
-  // infinity or NaN.
+  // exponent's bias and normalizes subnormals exactly.
   const shifted = simd.and(simd.shiftRight(upper, 3), simd.bits(0x8fffe000));
-  const scaled = simd.keep(simd.mul(shifted, simd.number(2 ** 112)));
+  return simd.mul(shifted, simd.number(2 ** 112));
+}
+
+/** The values of four IEEE 754 halves, in the upper halves of lanes. */
+export function halvesToFloat<V>(simd: SimdCode<V>, upper: V): V {
+  // The largest exponent means infinity or NaN.
+  const scaled = simd.keep(finiteHalves(simd, upper));
   const special = simd.greaterEqual(simd.abs(scaled), simd.number(65536));
   // Kept, so that one vector is finished before another begins.
   return simd.keep(simd.or(scaled, simd.and(special, simd.number(Infinity))));

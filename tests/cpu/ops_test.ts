@@ -176,6 +176,29 @@ for (const rows of [1, 2, 3, 5, 13, 70]) {
   });
 }
 
+test("weights that are not finite change the results of their rows only", (make) => {
+  const ops = make(), n = 9, k = 43;
+  for (const rows of [1, 2, 3]) {
+    const x = ops.tensor("f32", [rows, k]), w = ops.tensor("f16", [n, k]);
+    const halves = new Float16Array(w.data.buffer, w.data.byteOffset, n * k);
+    x.data.forEach((_, i) => x.data[i] = 1 + i % 5);
+    halves.forEach((_, i) => halves[i] = (i * 7 % 31) / 8 - 1);
+    const special = [[2, 17, Infinity], [5, 3, NaN], [8, k - 1, -Infinity]];
+    for (const [row, column, value] of special) {
+      halves[row * k + column] = value;
+    }
+    const y = ops.matmulAdd(x, matrixOf(w), ops.tensor("f32", [rows, n]));
+    const expected = Float64Array.from({ length: rows * n }, (_, at) => {
+      let sum = 0;
+      for (let i = 0; i < k; i++) {
+        sum += x.data[Math.floor(at / n) * k + i] * halves[at % n * k + i];
+      }
+      return sum;
+    });
+    assertAllClose(y.data, expected, { absolute: 1e-4 }, `${rows} rows`);
+  }
+});
+
 test("weights may be infinite, subnormal or NaN", (make) => {
   const ops = make();
   for (const dtype of ["f16", "bf16"] as const) {
