@@ -189,7 +189,7 @@ export class Chat {
 
   /** Tokens of the conversation, as of the last reply; the context has room for `context`. */
   get tokens(): number {
-    return this.#script.tokenIds.length;
+    return this.#said().tokenIds.length;
   }
 
   /** The most tokens of a conversation. */

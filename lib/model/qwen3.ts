@@ -83,6 +83,7 @@ export function* forward<T>(
   { all = false, ends, states = false }: Wanted<T> = {},
 ): Generator<T, T, T> {
   let x = yield ops.embed(weights.embedTokens, tokens); // [tokens, hidden]
+  const picks = cache.pass.tokens > 1 && !all; // some of the last layer's rows
   for (const [i, layer] of weights.layers.entries()) {
     const qkv = yield ops.normMatmul(x, layer.inputNorm, layer.qkvProj);
     const { qNorm, kNorm, oProj, postNorm, router, gateUpProj, downProj } =
@@ -94,7 +95,8 @@ export function* forward<T>(
     x = yield ops.matmulAdd(attended, oProj, x, mlp);
     const { inputNorm, qkvProj } = weights.layers[i + 1] ??
       { inputNorm: weights.norm, qkvProj: weights.lmHead };
-    const after = [inputNorm, qkvProj] as const;
+    const isLast = i + 1 === weights.layers.length;
+    const after = isLast && picks ? undefined : [inputNorm, qkvProj] as const;
     if (router === undefined) {
       const gated = yield ops.normSwiglu(x, postNorm, gateUpProj, downProj);
       x = yield ops.matmulAdd(gated, downProj, x, after);

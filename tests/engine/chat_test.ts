@@ -154,6 +154,7 @@ Deno.test("tokens that the tokenizer would not write are kept", async () => {
   // Also the first reply's, once the second has gone.
   const short = chat.fork(1);
   chat.undo();
+  assertEquals(chat.tokens, first.stats.promptTokens + 8);
   const asks = [
     () => chat.send("He"),
     () => short.send("He"),

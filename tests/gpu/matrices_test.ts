@@ -46,7 +46,7 @@ const TESTS: Parameters<typeof gpuTest>[] = [
     assert(used("attendPrefillMatrix") === 1);
     // What sums the splits of down_proj also norms the rows for the next matmul.
     assert(used("toF16", "partial") === 1);
-    assert(used("sumSplits", "partial") === 0);
+    assert(used("sumSplits", "partial") === 1); // of the last layer one row goes on
   }],
   ["a prompt through tensor cores runs experts on them", async () => {
     const used = await runPrompt("mixture");
@@ -60,9 +60,10 @@ Deno.test("splits are summed into f16 only where the next matmul reads that", ()
   const device = SKETCHES.find(({ subgroupMatrices = [] }) =>
     subgroupMatrices.length > 0
   )!;
-  const summing = (name: string) => {
+  const batch = { tokens: 1, sequences: 64, page: 32 };
+  const summing = (name: string, pass: object = batch) => {
     const { config } = parseSynthetic(`synthetic:qwen3-${name}`);
-    return recordPass(device, { config, tokens: 1, sequences: 64, page: 32 })
+    return recordPass(device, { config, ...batch, ...pass })
       .filter(({ kernel: { name }, options: { constants } }) =>
         name === "sumSplits" || name === "toF16" && constants?.SPLITS
       ).map(({ kernel: { name }, options: { label } }) => `${name} ${label}`);
@@ -71,6 +72,12 @@ Deno.test("splits are summed into f16 only where the next matmul reads that", ()
     "sumSplits layers.0.qkv_proj",
     "toF16 layers.0.post_norm",
     "toF16 norm",
+  ]);
+  // Of a prompt, only the last row goes on.
+  assertEquals(summing("0.6b", { tokens: 64, sequences: 1 }), [
+    "sumSplits layers.0.qkv_proj",
+    "toF16 layers.0.post_norm",
+    "sumSplits layers.0.down_proj",
   ]);
   // A router multiplies in f32, and rows of experts are gathered first.
   assertEquals(summing("30b-a3b"), ["sumSplits layers.0.o_proj"]);
