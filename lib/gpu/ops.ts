@@ -946,9 +946,12 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     });
     // A router multiplies in f32, and rows of experts are gathered first.
     const goesOn = w.parts.length === 1 && !this.config.experts;
-    if (epilogue === "add" && goesOn && next?.norm) {
-      const headroom = this.#headroomFor(m, next.w);
-      if (headroom) return this.#sumHalved(partial, y, next.norm, headroom);
+    const after = epilogue === "add" && goesOn ? next?.norm : undefined;
+    const room = after && this.#headroomFor(m, next!.w);
+    if (after && room) {
+      const made = this.#toHalf(y, after, room, partial);
+      this.#halved.set(y.buffer, { norm: after, headroom: room, made });
+      return;
     }
     this.plan.add(sumSplits, { partial, y }, {
       label,
@@ -971,31 +974,6 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       return kernel === "gemmMatrix" ? headroom : undefined;
     });
     return rooms.every((room) => room === rooms[0]) ? rooms[0] : undefined;
-  }
-
-  /** Adds splits of k to the rows of `y`, and leaves those, normed, for a matmul in f16. */
-  #sumHalved(
-    partial: Tensor,
-    y: Tensor,
-    norm: Matrix<Tensor>,
-    headroom: number,
-  ): void {
-    const [m, k] = y.shape;
-    const half = this.#scratch("half of a sum", "f16", m, k);
-    const scales = this.#scratch("scales of a sum", "f32", m, 1).view(m);
-    this.plan.add(toF16, { partial, x: y, norm, y: half, scales }, {
-      label: norm.label,
-      reason:
-        "sums the splits of k; f16 matmul follows: each row is scaled into range",
-      constants: {
-        NORM: 1,
-        SPLITS: partial.shape[0] / m,
-        WORKGROUP: rowThreads(m, k, this.gpu),
-        ...laneConstants(this.gpu),
-      },
-      uniforms: { eps: this.config.rmsNormEps, headroom },
-    });
-    this.#halved.set(y.buffer, { norm, headroom, made: [half, scales] });
   }
 
   /** Allocates partial sums of squares of `x`'s rows, to be looked up by its buffer. */
@@ -1055,14 +1033,28 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     if (known && known.norm === norm && known.headroom === headroom) {
       return known.made;
     }
-    const [m, k] = x.shape;
-    const y = this.#scratch("half", "f16", m, k);
-    const scales = this.#scratch("scales", "f32", m, 1).view(m);
-    this.plan.add(toF16, { x, norm: norm ?? x, y, scales }, {
+    return this.#toHalf(x, norm, headroom);
+  }
+
+  /** Records {@linkcode #half}, after adding the splits of k in `partial` to the rows of `x`. */
+  #toHalf(
+    x: Tensor,
+    norm: Matrix<Tensor> | undefined,
+    headroom: number,
+    partial?: Tensor,
+  ): [Tensor, Tensor] {
+    const [m, k] = x.shape, of = partial ? " of a sum" : "";
+    const y = this.#scratch(`half${of}`, "f16", m, k);
+    const scales = this.#scratch(`scales${of}`, "f32", m, 1).view(m);
+    const operands = { ...(partial ? { partial } : {}), x, norm: norm ?? x };
+    this.plan.add(toF16, { ...operands, y, scales }, {
       label: norm?.label ?? "to_f16",
-      reason: "f16 matmul: each row is scaled into range",
+      reason: `${
+        partial ? "sums the splits of k; f16 matmul follows" : "f16 matmul"
+      }: each row is scaled into range`,
       constants: {
         NORM: norm ? 1 : 0,
+        SPLITS: partial ? partial.shape[0] / m : 0,
         WORKGROUP: rowThreads(m, k, this.gpu),
         ...laneConstants(this.gpu),
       },
