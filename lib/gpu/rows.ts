@@ -421,13 +421,13 @@ export class GpuRows implements Rows {
     if (left > SPARE_MS) await this.#sleep(left - SPARE_MS);
     const called = performance.now();
     const arriving = this.#reader.readEach(begins, steps);
-    // The call waits for the device; its promise may take longer.
-    if (!gpu.readsApart) this.#waited(started, called);
+    // Elsewhere the call waits for the device, and its promise may take longer.
+    if (gpu.readsApart) await arriving;
+    this.#waited(started, called);
     const more = step.sampler.logprobs
       ? await this.#logprobs!.readEach(begins, steps, LOGPROB_WORDS)
       : undefined;
     const ids = await arriving;
-    if (gpu.readsApart) this.#waited(started, called); // only the promise waits
     gpu.check();
     return ids?.map((row, i) => {
       const taken = masked.has(i) ? row.slice(0, 1) : row;
