@@ -333,11 +333,13 @@ export class Engine implements Disposable {
   async warmUp({ signal }: { signal?: AbortSignal } = {}): Promise<void> {
     const { rows, slots } = this.#parts;
     if (!rows.compiles) return;
+    let texts = 0;
     const answer = async (count: number, tokens: number) => {
       const length = Math.max(1, Math.min(tokens, rows.context - WARM.steps));
       await Promise.all(Array.from({ length: count }, async (_, request) => {
         // Different texts, so that none is found in the cache.
-        const prompt = Array.from({ length }, (_, i) => (7 * request + i) % 97);
+        const digits = [texts % 97, Math.floor(texts++ / 97)];
+        const prompt = Array.from({ length }, (_, i) => digits[i] ?? i % 97);
         const sampling = request % 2 ? { temperature: 0 } : {};
         const options = { maxTokens: WARM.steps, ignoreEos: true, signal };
         await this.submit(prompt, { ...options, ...sampling });

@@ -426,6 +426,7 @@ gpuTest(
         using engine = await qwen.engine({ slots: 2, context: 128 });
         await engine.warmUp();
         assertEquals(engine.stats.tokens > 0, pretence === HARDWARE);
+        assertEquals(engine.stats.cachedTokens, 0);
         if (pretence !== HARDWARE) continue; // as slow as compiling would be
         const before = compiled;
         assert(before > 0);
