@@ -70,7 +70,7 @@ await runTask({
     const server = new Server({
       seconds: 7 * 86_400,
       bodyBytes: 1 << 28,
-      queue: Infinity, // a request may ask for many texts, and nobody else waits
+      queue: Infinity, // a request may ask for many texts; there are no other clients
     });
     using serving = await startServing(server, served, signal, progress);
     const job = { from, file, done, total, slots: serving.slots };

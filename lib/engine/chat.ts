@@ -109,7 +109,7 @@ interface Prepared {
   readonly messages: readonly Message[];
   readonly prompt: EncodedPrompt;
   readonly text: string;
-  /** What of it the model has seen. */
+  /** The part of it that the model has already seen. */
   readonly known: Script;
   readonly notice?: string;
 }
