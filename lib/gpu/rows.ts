@@ -250,7 +250,10 @@ export class GpuRows implements Rows {
   nextSteps(steps: number, ms: number): number {
     // The device stops for a readback here, even if it need not: who runs next depends on it.
     const { readsAtOnce, readsApart } = this.#ops.gpu;
-    return nextChunk(steps, ms, { readsAtOnce: readsAtOnce || readsApart });
+    return nextChunk(steps, ms, {
+      readsAtOnce: readsAtOnce || readsApart,
+      shared: true,
+    });
   }
 
   rowsFor(count: number): number {

@@ -138,15 +138,16 @@ Deno.test("chunks of steps double up to a maximum, unless one took long", () => 
   assertEquals(firstChunk({ software: false }), 2);
   assertEquals(firstChunk({ software: true }), 1);
   const after = (steps: number, ms: number, readsAtOnce: boolean) =>
-    nextChunk(steps, ms, { readsAtOnce });
+    nextChunk(steps, ms, { readsAtOnce, shared: true });
   assertEquals(after(2, 49, true), 4);
   assertEquals(after(2, 50, true), 2);
   assertEquals([after(16, 20, true), after(32, 20, true)], [32, 32]);
   assertEquals([after(32, 20, false), after(64, 20, false)], [64, 64]);
+  assertEquals(nextChunk(32, 20, { readsAtOnce: true }), 64); // nobody else waits
   const apart = (steps: number, ms: number) =>
     nextChunk(steps, ms, { readsAtOnce: false, readsApart: true });
   assertEquals([apart(2, 1), apart(4, 15.9), apart(4, 16)], [4, 8, 4]);
-  assertEquals(apart(32, 1), 32);
+  assertEquals(apart(32, 1), 64);
 });
 
 Deno.test("a context is what was asked for, or the most that fits up to 4,096", () => {
