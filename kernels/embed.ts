@@ -10,18 +10,21 @@ const WORKGROUP = 64;
  * Embeds tokens: gathers rows of a table as f32, and leaves WORKGROUP partial sums of each
  * row's squares for the norm that follows. A table split over several buffers takes one
  * dispatch per buffer, which leaves the rows of tokens outside `begin … begin + n`
- * unchanged.
+ * unchanged. With CLEARS, nothing is pending in two buffers afterwards (pending.ts).
  */
 export const embed = defineKernel<{ k: number; table: string }>({
   name: "embed",
-  buffers: {
+  buffers: ({ CLEARS }) => ({
     table: "n k as span",
     tokens: "m",
     x: "inout m k as span",
     squares: "inout m parts",
-  },
+    ...(CLEARS
+      ? { first: "out words as raw", second: "out words as raw" }
+      : {}),
+  }),
   uniforms: { begin: "u32" },
-  constants: { WORKGROUP },
+  constants: { WORKGROUP, CLEARS: 0 },
   grid: ({ m }) => splitGrid(m),
   cost: (call) => {
     const { role, m, n, k } = call;
@@ -39,6 +42,12 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         @builtin(local_invocation_index) tid: u32) {
   let row = wg.y * groups.x + wg.x;
   if (row >= u.m) { return; }
+  @if CLEARS {
+    for (var i = tid; i < u.words; i += WORKGROUP) {
+      first[i] = 0u;
+      second[i] = 0u;
+    }
+  }
   let token = tokens[row] - u.begin; // wraps below begin, so one comparison is enough
   if (token >= u.n) { return; }
   var sum = 0.0;

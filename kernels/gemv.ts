@@ -17,6 +17,7 @@ import { defineKernel } from "./define.ts";
 import { emulated } from "./gemv_emulated.ts";
 import { deriveWalk, WALK, walkParts, walkTuning } from "./gemv_walk.ts";
 import { type LinearCase, linearCase } from "./linear_case.ts";
+import { NO_PENDING, readPending } from "./pending.ts";
 
 // Units past the end of the row are zero and add nothing.
 const load = (chunk: string) => /* wgsl */ `
@@ -54,6 +55,23 @@ export const FACTOR = /* wgsl */ `  @if NORM {
     let factor = inverseSqrt(lanes_sum(squared, tid) / f32(u.k) + u.eps);
   } @else { let factor = 1.0; }
 `;
+
+// The row with what is pending, normed but for the factor, while the first loads arrive.
+const ROW = /* wgsl */ `
+  var squared = 0.0;
+  for (var i = tid; i < ROW_FOURS; i += WORKGROUP) {
+    var v = x_at(i);
+    @unroll for (var e = 0; e < 4; e++) { v[e] += pending_at(u.k, 4u * i + e); }
+    squared += dot(v, v);
+    row[i] = v * norm_at(i);
+    if (wg.x + wg.y == 0u) { added_put(i, v); }
+  }
+  squared = lanes_sum(squared, tid);
+  if (lane == 0u) { shares[tid / LANES] = squared; }
+  workgroupBarrier();
+  var all = 0.0;
+  for (var i = lane; i < PER_WORKGROUP; i += LANES) { all += shares[i]; }
+  let factor = inverseSqrt(lanes_sum(all, tid) / f32(u.k) + u.eps);`;
 
 // Writes a lane group's sums; `sum` becomes the sum of their squares.
 const WRITE = /* wgsl */ `
@@ -143,6 +161,9 @@ export function squareParts(n: number, constants: Constants): number {
  *   row's squares, one per lane group; "swiglu": `y = silu(g) · u` with g from the
  *   first half of w's rows and u from the second.
  *
+ * - PENDING, with NORM: what other workgroups have added to the row (pending.ts) is part of
+ *   it. A workgroup adds it up in its memory, with the squares, and one writes the whole row.
+ *
  * With FENCE, a barrier stands between a row's loads and their use, if all are issued at
  * once: without, a driver may move them to where they are used.
  *
@@ -153,14 +174,19 @@ export function squareParts(n: number, constants: Constants): number {
  */
 export const gemv = defineKernel<LinearCase>({
   name: "gemv",
-  buffers: ({ NORM, EPILOGUE, SPREAD, W_IN }) => {
+  buffers: ({ NORM, PENDING, EPILOGUE, SPREAD, W_IN }) => {
     const rows = SPREAD === "rows", view = rows ? "scalar" : "span";
     const squares = `m parts as ${rows ? "scalar" : "vec4"}`;
     return {
       w: `n k as ${W_IN === "texture" ? "texels" : "unit"}`,
       x: `m k as ${view}`,
       y: "inout any as scalar",
-      ...(NORM ? { norm: `k as ${view}`, squares } : {}),
+      ...(NORM ? { norm: `k as ${view}` } : {}),
+      ...(PENDING
+        ? { pending: "any as raw", added: "out m k as vec4" }
+        : NORM
+        ? { squares }
+        : {}),
       ...(EPILOGUE === "add" ? { squares: "out m parts" } : {}),
     };
   },
@@ -177,6 +203,8 @@ export const gemv = defineKernel<LinearCase>({
     W_IN: "buffer",
     FENCE: 0,
     NORM: 0,
+    PENDING: 0,
+    ...NO_PENDING,
     EPILOGUE: "store",
   },
   derive: (c, { m, n, k, parts }) => {
@@ -201,6 +229,11 @@ export const gemv = defineKernel<LinearCase>({
       );
     }
     const walks = Number(c.WALKERS) > 1;
+    if (c.PENDING && !(c.NORM && c.SUBGROUPS && whole && !own && !walks)) {
+      throw new Error(
+        `Cannot add what is pending to rows of ${k} in gemv: they must be normed, in whole units of ${c.W_UNIT}, and lanes must exchange values`,
+      );
+    }
     const rows = Number(c.ROWS), share = 1 << Number(c.LOG_LANES);
     if (
       walks &&
@@ -210,7 +243,7 @@ export const gemv = defineKernel<LinearCase>({
         `Cannot walk over rows of ${k}, ${rows} at a time, in gemv: they must be whole units of ${c.W_UNIT}, and ${share} lanes must exchange values of a power of 2 of them`,
       );
     }
-    if (c.NORM && !own && parts % 4) {
+    if (c.NORM && !c.PENDING && !own && parts % 4) {
       throw new Error(
         `Cannot norm rows by ${parts} sums of squares: must be a multiple of 4`,
       );
@@ -228,6 +261,7 @@ export const gemv = defineKernel<LinearCase>({
       CHUNKS: Math.ceil(units / (lanes * steps)),
       EXACT: units % (lanes * steps) === 0 ? 1 : 0,
       FOURS: Number(c.W_UNIT) / 4,
+      ...(c.PENDING ? { ROW_FOURS: k / 4 } : {}),
       PARTS: parts ?? 0,
       PART_STEPS: Math.ceil((parts ?? 0) / (own ? 1 : 4) / lanes),
       ...(own ? { TAKEN: Math.min(lanes, Number(c.W_UNIT)) } : {}),
@@ -251,6 +285,12 @@ fn write(row: u32, rows: u32, value: f32) {
   y[u.column + row] = value;
 }
 
+@if PENDING {
+${readPending()}
+var<workgroup> row: array<vec4f, ROW_FOURS>;
+var<workgroup> shares: array<f32, PER_WORKGROUP>;
+}
+
 @if SPREAD == "walk" { ${WALK} } @else { @if SPREAD == "rows" { ${
     emulated(WRITE)
   } } @else {
@@ -260,7 +300,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   let lane = tid % LANES;
   let g = (wg.y * groups.x + wg.x) * PER_WORKGROUP + tid / LANES;
   @split var acc: array<f32, ROWS>;
-${SQUARED}${FACTOR}  @if EPILOGUE == "add" {
+@if PENDING == 0 {
+${SQUARED}${FACTOR}
+}
+  @if EPILOGUE == "add" {
     // The residual is loaded early, so that nothing waits for it at the end.
     @split var residual: array<f32, ROWS>;
     if (lane == 0u) {
@@ -272,14 +315,16 @@ ${SQUARED}${FACTOR}  @if EPILOGUE == "add" {
   @split var base: array<u32, ROWS>;
   @unroll for (var i = 0; i < ROWS; i++) { base[i] = w_row(g, i) * UNITS; }
   ${load("0u")}
+  @if PENDING { ${ROW} }
   @if FENCE && CHUNKS == 1 { workgroupBarrier(); }
   for (var c = 0u; c < CHUNKS; c++) {
     @if CHUNKS > 1 { if (c > 0u) { ${load("c")} } }
     @unroll for (var s = 0; s < STEPS; s++) {
       let unit = min((c * STEPS + s) * LANES + lane, UNITS - 1u);
       @unroll for (var f = 0; f < FOURS; f++) {
-        @if NORM { let xv = x_at(unit * FOURS + f) * norm_at(unit * FOURS + f); }
-        @else { let xv = x_at(unit * FOURS + f); }
+        @if PENDING { let xv = row[unit * FOURS + f]; }
+        @else { @if NORM { let xv = x_at(unit * FOURS + f) * norm_at(unit * FOURS + f); }
+        @else { let xv = x_at(unit * FOURS + f); } }
         @unroll for (var i = 0; i < ROWS; i++) { acc[i] += dot(w_four[f](raw[i * STEPS + s]), xv); }
       }
     }
@@ -309,6 +354,9 @@ ${SQUARED}${FACTOR}  @if EPILOGUE == "add" {
     { m: 1, n: 74, k: 88, w: "bf16", epilogue: "swiglu" },
     { m: 1, n: 74, k: 1024, w: "bf16", norm: "bf16" },
     { m: 1, n: 74, k: 1024, w: "bf16", norm: "bf16", epilogue: "swiglu" },
+    ...["f32", "bf16", "q8_0", "q4_k"].map((w): LinearCase => ({
+      ...{ m: 1, n: 74, k: 1280, w, norm: "bf16", pending: true },
+    })),
   ],
   makeCase: (given, tools) => linearCase(given, tools, squareParts),
 });

@@ -8,11 +8,13 @@ import { formatNamed } from "../lib/formats/mod.ts";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
 import type { Constants, Epilogue } from "../lib/dispatch/shapes.ts";
 import { type CpuTensor, matrixToF32, toF32 } from "../lib/formats/tensor.ts";
+import { pendingConstants, pendingTensor } from "./pending.ts";
 import {
   type CaseTools,
   EPS,
   type Float,
   type KernelCase,
+  type Result,
   room,
   rowSums,
   SUM,
@@ -30,6 +32,8 @@ export interface LinearCase {
   /** Type of the norm's weights, if rows are normed first. */
   norm?: Float;
   epilogue?: Epilogue;
+  /** Whether a part of the row is pending. */
+  pending?: boolean;
 }
 
 /** Rows of the next part of the matrix. */
@@ -39,7 +43,7 @@ export const BEFORE = 3;
 
 /** Describes a case: `bf16 [1, 88] × [74, 88]ᵀ with SwiGLU, normed first`. */
 export function linearText(
-  { m, n, k, w, second, norm, epilogue = "store" }: LinearCase,
+  { m, n, k, w, second, norm, pending, epilogue = "store" }: LinearCase,
 ): string {
   const after = {
     store: "",
@@ -49,7 +53,7 @@ export function linearText(
   const more = second ? `, and ${second} [${SECOND_ROWS}, ${k}]ᵀ` : "";
   return `${w} [${m}, ${k}] × [${n}, ${k}]ᵀ${more}${after}${
     norm ? ", normed first" : ""
-  }`;
+  }${pending ? ", partly pending" : ""}`;
 }
 
 /**
@@ -77,6 +81,12 @@ export function linearCase(
     other: second ? { n: SECOND_ROWS, format: formatNamed(second) } : undefined,
   }, device);
   if (second && !two) return undefined;
+  if (given.pending && !device.subgroupSize) return undefined;
+  const adders = pendingConstants(96);
+  const later = given.pending
+    ? Float32Array.from({ length: k }, () => random.next())
+    : undefined;
+  const whole = later ? toF32(x).map((value, i) => value + later[i]) : toF32(x);
   const left = parts(n, constants);
   return {
     what: linearText(given),
@@ -86,17 +96,39 @@ export function linearCase(
       x,
       y: room([m, width], epilogue === "add" ? BEFORE : NaN),
       squares: norm ? partialSquares(toF32(x), k) : room([m, left]),
+      ...(later
+        ? { pending: pendingTensor(later, adders), added: room([m, k]) }
+        : {}),
       ...(norm ? { norm } : {}),
     },
-    constants: { ...constants, EPILOGUE: epilogue },
+    constants: {
+      ...constants,
+      EPILOGUE: epilogue,
+      // Threads that share the row, which no device's constants forbid.
+      ...(later
+        ? {
+          ...{ ...adders, SPREAD: "k", WALKERS: 1, W_IN: "buffer" },
+          ...{ PENDING: 1, NORM: 1 },
+        }
+        : {}),
+    },
     uniforms: { stride: width, column: 0, eps: EPS },
     expected: () => {
       const rows = norm
-        ? reference.rmsNormed(toF32(x), toF32(norm), EPS)
+        ? reference.rmsNormed(whole, toF32(norm), EPS)
         : toF32(x);
       const product = reference.linear(rows, stacked(w, v), { m, n, k });
       const y = reference.epilogue(epilogue, product, n, BEFORE);
-      const results = [{ of: "y", ...y, tolerance }];
+
+      const results: Result[] = [
+        { of: "y", ...y, tolerance },
+        ...(later
+          ? [{
+            of: "added",
+            ...{ values: whole, norms: whole.map(Math.abs), tolerance },
+          }]
+          : []),
+      ];
       if (epilogue !== "add") return results;
       const squares = rowSums("values", n)({
         values: y.values.map((value) => value * value),

@@ -4,6 +4,7 @@
  *
  * @module
  */
+export { addPending } from "./add_pending.ts";
 export { argmax } from "./argmax.ts";
 export { attendDecode } from "./attend_decode.ts";
 export { attendPrefill } from "./attend_prefill.ts";
@@ -16,6 +17,7 @@ export { expertGemv } from "./expert_gemv.ts";
 export { expertGemm } from "./expert_gemm.ts";
 export { expertGemmMatrix } from "./expert_gemm_matrix.ts";
 export { expertGemvInt8 } from "./expert_gemv_int8.ts";
+export { feedForward } from "./feed_forward.ts";
 export { gatherRows } from "./gather_rows.ts";
 export { gemm } from "./gemm.ts";
 export { gemmMatrix } from "./gemm_matrix.ts";

@@ -78,6 +78,15 @@ type ProjectConstants = Readonly<
   Record<"WORKGROUP" | "STEPS" | "PROJECT" | "from" | "split", number>
 >;
 
+/**
+ * Threads per workgroup, columns of down_proj for each, and loads in flight, where the MLP of one
+ * row is one dispatch; see kernels/feed_forward.ts. `reads`: the constants of gemv that reads
+ * what is pending afterwards.
+ */
+type FeedForwardConstants =
+  & Readonly<Record<"WORKGROUP" | "COLUMNS" | "STEPS", number>>
+  & { readonly reads: GemvConstants };
+
 /** The constants of one adapter class. */
 export interface Defaults {
   /** Where the constants come from, worded to end a reason. */
@@ -97,6 +106,7 @@ export interface Defaults {
     /** Weights up to this many bytes are read from a copy in a texture. */
     copied?: number;
   };
+  feedForward?: FeedForwardConstants;
   /** Quantised blocks as integers. */
   int8: {
     /** The LM head. */
@@ -229,6 +239,11 @@ const NVIDIA: Defaults = {
 // "Reading ahead", "Attention with one barrier".
 const LARGE_CACHE: Defaults = {
   ...NVIDIA,
+  // "An MLP in one dispatch".
+  feedForward: {
+    ...{ WORKGROUP: 1024, COLUMNS: 32, STEPS: 2 },
+    reads: { WORKGROUP: 512, ROWS: 2, STEPS: 4 },
+  },
   attendDecode: {
     short: {
       ...NVIDIA.attendDecode.short,

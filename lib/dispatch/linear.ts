@@ -512,26 +512,42 @@ function chooseIntegers(
   };
 }
 
+/** Whether one row that is partly pending can be read as it is, for a matrix like this. */
+export const readsPending = (
+  { n, k, format }: Pick<LinearShape, "n" | "k" | "format">,
+  device: Capabilities,
+): boolean =>
+  n < TALL_ROWS && wideLoad(format, k) === format.loads[0] &&
+  device.subgroupSize > 0 &&
+  4 * k + 256 <= device.limits.maxComputeWorkgroupStorageSize;
+
 function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
-  if (multipliesIntegers(shape, device)) return chooseIntegers(shape, device);
+  const { pending = false } = shape;
+  if (multipliesIntegers(shape, device) && !pending) {
+    return chooseIntegers(shape, device);
+  }
   const { n, k, format, norm } = shape, [unit] = format.loads;
   const defaults = defaultsFor(device);
-  const tuned = device.tuned?.get(linearKey("gemv", shape));
+  const tuned = pending
+    ? undefined
+    : device.tuned?.get(linearKey("gemv", shape));
   const whole = wideLoad(format, k) === unit;
   const units = Math.ceil(k / unit);
   const fusedNorm = norm && whole;
   const lanes = laneConstants(device, Math.max(4, units));
   const laneCount = 2 ** lanes.LOG_LANES;
   const exchanging = whole && lanes.SUBGROUPS ? laneCount : 0;
-  const layout = (exchanging ? walkConstants(shape, device) : undefined) ??
-    gemvConstants(shape, Math.ceil(units / laneCount), exchanging, defaults);
+  const layout =
+    (exchanging && !pending ? walkConstants(shape, device) : undefined) ??
+      gemvConstants(shape, Math.ceil(units / laneCount), exchanging, defaults);
   const { copied = 0 } = defaults.gemv;
   const { adapterClass = "other", compiler } = device;
   const fence = whole && layout.WALKERS === 1 && compiler === "tint" &&
     LOADS_LATE.includes(adapterClass);
   // A texture holds the one plane of a format whose loads take 16 bytes.
   const [{ rowBytes }, ...others] = format.planes(k);
-  const copies = shape.fixed && layout.SPREAD === "rows" && !others.length &&
+  const copies = shape.fixed && !pending && layout.SPREAD === "rows" &&
+    !others.length &&
     rowBytes === 16 * units && n * rowBytes <= copied;
   return {
     kernel: "gemv",
@@ -541,6 +557,7 @@ function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
       ...(fence ? { FENCE: 1 } : {}),
       EPILOGUE: epilogueOf(shape),
       NORM: fusedNorm ? 1 : 0,
+      PENDING: pending ? 1 : 0,
       ...lanes,
       ...tuned,
     },
@@ -554,9 +571,9 @@ function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
       Number(layout.WALKERS) > 1
         ? ", by workgroups that walk over its rows"
         : ""
-    }${fence ? "; a barrier keeps the driver from loading late" : ""}; ${
-      origin(tuned, defaults)
-    }`,
+    }${pending ? "; it adds what is pending for the row" : ""}${
+      fence ? "; a barrier keeps the driver from loading late" : ""
+    }; ${origin(tuned, defaults)}`,
   };
 }
 
@@ -603,13 +620,15 @@ function walkConstants(
  * @param broadcasting lanes that can broadcast x unit by unit; 0 if none can
  */
 function gemvConstants(
-  { n, swiglu, format }: LinearShape,
+  { n, swiglu, format, pending }: LinearShape,
   steps: number,
   broadcasting: number,
-  { gemv }: Defaults,
+  { gemv, feedForward }: Defaults,
 ): Constants {
   const narrow = n <= NARROW_ROWS && steps <= SHORT_STEPS && !swiglu;
-  const { own, ...row } = format.elements > 1 && !narrow && gemv.blocks
+  const { own, ...row } = pending && feedForward
+    ? feedForward.reads
+    : format.elements > 1 && !narrow && gemv.blocks
     ? gemv.blocks
     : n >= TALL_ROWS
     ? gemv.tall

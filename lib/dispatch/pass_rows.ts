@@ -253,5 +253,6 @@ export function dispatchWork(
     return 2 * work.attention * dims.m * (begin + tokens);
   }
   if (/^expert/.test(kernel)) return tokens * work.largest;
+  if (kernel === "feedForward") return dims.k * (dims.n + dims.inner);
   return /^gem/.test(kernel) ? dims.m * dims.n * dims.k : 0;
 }

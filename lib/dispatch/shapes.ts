@@ -30,6 +30,8 @@ export interface LinearShape {
   fixed?: boolean;
   /** Whether the kernel before has rounded the row. */
   rounded?: boolean;
+  /** Whether other workgroups have added to the row (kernels/pending.ts). */
+  pending?: boolean;
   /** The next part of the same matrix, whose rows follow. */
   other?: { n: number; format: Format };
   /** What multiplies the results next, if one kernel has all of them. */

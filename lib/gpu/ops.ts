@@ -6,6 +6,7 @@
  */
 import { attendDecode, decodeGrid } from "../../kernels/attend_decode.ts";
 import { pieceWords } from "../../kernels/attend_project.ts";
+import { addPending } from "../../kernels/add_pending.ts";
 import { attendPrefill } from "../../kernels/attend_prefill.ts";
 import { attendPrefillF16 } from "../../kernels/attend_prefill_f16.ts";
 import { attendPrefillMatrix } from "../../kernels/attend_prefill_matrix.ts";
@@ -15,6 +16,7 @@ import { expertGemm } from "../../kernels/expert_gemm.ts";
 import { expertGemmMatrix } from "../../kernels/expert_gemm_matrix.ts";
 import { expertGemv, expertSquareParts } from "../../kernels/expert_gemv.ts";
 import { expertGemvInt8 } from "../../kernels/expert_gemv_int8.ts";
+import { feedForward } from "../../kernels/feed_forward.ts";
 import { gatherRows } from "../../kernels/gather_rows.ts";
 import { gemm } from "../../kernels/gemm.ts";
 import { gemmMatrix } from "../../kernels/gemm_matrix.ts";
@@ -25,6 +27,7 @@ import { gemvRowsInt8 } from "../../kernels/gemv_rows_int8.ts";
 import { prefillGrid, splitsEnd } from "../../kernels/heads.ts";
 import { int8Sizes } from "../../kernels/int8_case.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
+import { pendingConstants, pendingWords } from "../../kernels/pending.ts";
 import { qkNormRope } from "../../kernels/qk_norm_rope.ts";
 import { rmsNorm } from "../../kernels/rms_norm.ts";
 import { roundedSizes } from "../../kernels/rounded_row.ts";
@@ -43,8 +46,17 @@ import {
   rowThreads,
 } from "../dispatch/capabilities.ts";
 import type { KvCache } from "../model/kv_cache.ts";
-import type { Epilogue, NextShape } from "../dispatch/shapes.ts";
-import { chooseLinear, type LinearChoice } from "../dispatch/linear.ts";
+import type { Constants, Epilogue, NextShape } from "../dispatch/shapes.ts";
+import {
+  chooseFeedForward,
+  type FeedForwardChoice,
+  joinsMlp,
+} from "../dispatch/feed_forward.ts";
+import {
+  chooseLinear,
+  type LinearChoice,
+  readsPending,
+} from "../dispatch/linear.ts";
 import {
   cacheConstant,
   chooseDecodeAttention,
@@ -80,6 +92,8 @@ import { Tensor } from "../webgpu/tensor.ts";
 
 /** The number of partial sums of squares that embed writes per row. */
 const EMBED_PARTS = Number(embed.constants.WORKGROUP);
+/** The number that addPending writes. */
+const SETTLED_PARTS = Number(addPending.constants.WORKGROUP);
 
 /** The kernels of one or a few rows, and the sums of squares that they leave. */
 const BY_ROWS = {
@@ -114,6 +128,8 @@ interface LinearCall {
   y: Tensor;
   epilogue: Epilogue;
   choice: LinearChoice;
+  /** What is to be added to `x`. */
+  pending?: Pending;
   next?: Next;
   /** The next part of the matrix, if the kernel takes both. */
   other?: MatrixPart<Tensor>;
@@ -189,6 +205,20 @@ interface Unprojected {
   record(w: Matrix<Tensor>, residual: Tensor): void;
 }
 
+/** Gates and ups of one row, which the matmul of their result is to record together with that. */
+interface Ungated {
+  x: Tensor;
+  norm: Matrix<Tensor>;
+  gateUp: Matrix<Tensor>;
+  choice: FeedForwardChoice;
+}
+
+/** Sums that are to be added to a row, in fixed point; see kernels/pending.ts. */
+interface Pending {
+  sums: Tensor;
+  constants: Constants;
+}
+
 /** {@linkcode Ops} on the GPU, with scratch memory of its own. */
 export class GpuOps implements Ops<Tensor>, Disposable {
   /** The plan that verbs record into; set it before each forward pass. */
@@ -202,11 +232,19 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   #halved = new Map<GPUBuffer, Halved>();
   /** Results of attention that are computed with what they are multiplied by, by buffer. */
   #unprojected = new Map<GPUBuffer, Unprojected>();
+  /** Results of gates and ups that are computed with what they are multiplied by, by buffer. */
+  #ungated = new Map<GPUBuffer, Ungated>();
+  /** What is to be added to a row before anything but {@linkcode #linear} reads it, by buffer. */
+  #pending = new Map<GPUBuffer, Pending>();
+  /** Rows to which that was added, by the buffer of those without. */
+  #whole = new Map<GPUBuffer, Tensor>();
+  /** Which of two buffers the next sums go to. */
+  #turn = 0;
   /**
-   * Whether attention of few keys and the matmul of its result may be one dispatch, if that
-   * pays off. The result of attention alone is then in no buffer.
+   * Whether attention of few keys and the matmul of its result may be one dispatch, and so may
+   * the matmuls of an MLP, if that pays off. What is between them is then in no buffer.
    */
-  projects = true;
+  joins = true;
   /** How rows are grouped by expert, if they are, by the buffer of what was chosen. */
   #groups = new Map<GPUBuffer, Groups>();
 
@@ -219,13 +257,23 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   }
 
   embed(table: Matrix<Tensor>, tokens: Tensor): Tensor {
-    const x = this.#rows("x", tokens.shape[0], table.k);
+    const [rows] = tokens.shape, x = this.#rows("x", rows, table.k);
+    // What a recording or a pass that was given up has left is cleared.
+    for (const left of [this.#ungated, this.#pending, this.#whole]) {
+      left.clear();
+    }
+    this.#turn = 0;
+    const clears = rows === 1 && joinsMlp(this.gpu);
+    const pending: Operands = clears
+      ? { first: this.#sums(0, table.k), second: this.#sums(1, table.k) }
+      : {};
     const squares = this.#leaveSquares(x, EMBED_PARTS);
     for (const part of table.parts) {
       const operands = { table: { matrix: table, part }, tokens, x, squares };
-      this.plan.add(embed, operands, {
+      this.plan.add(embed, { ...operands, ...pending }, {
         label: "embed_tokens",
         reason: "rows by index",
+        constants: { CLEARS: clears ? 1 : 0 },
         uniforms: { begin: part.begin },
       });
     }
@@ -234,6 +282,10 @@ export class GpuOps implements Ops<Tensor>, Disposable {
 
   normMatmul(x: Tensor, norm: Matrix<Tensor>, w: Matrix<Tensor>): Tensor {
     const y = this.#rows("projected", x.shape[0], w.n);
+    const reads = w.parts.every(({ format, rows: n }) =>
+      readsPending({ n, k: w.k, format }, this.gpu)
+    );
+    if (!reads) this.#settle(x, norm.label);
     return this.#linear(x, w, y, { norm, epilogue: "store" });
   }
 
@@ -243,16 +295,20 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     residual: Tensor,
     after?: readonly [norm: Matrix<Tensor>, w: Matrix<Tensor>],
   ): Tensor {
+    const ungated = this.#ungated.get(x.buffer);
+    if (ungated) return this.#feedForward(ungated, w, residual);
     const next = after && { norm: after[0], w: after[1] };
-    const record = () =>
-      this.#linear(x, w, residual, { epilogue: "add", next });
     const unprojected = this.#unprojected.get(x.buffer);
-    if (!unprojected) return record();
     this.#unprojected.delete(x.buffer);
+    // A kernel that read the residual has written it with what was pending.
+    const y = this.#whole.get(residual.buffer) ?? residual;
+    this.#whole.delete(residual.buffer);
+    const record = () => this.#linear(x, w, y, { epilogue: "add", next });
+    if (!unprojected) return record();
     const { from } = unprojected;
     this.plan.only(({ length }) => length >= from, record);
-    unprojected.record(w, residual);
-    return residual;
+    unprojected.record(w, y);
+    return y;
   }
 
   normSwiglu(
@@ -262,15 +318,80 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     down?: Matrix<Tensor>,
   ): Tensor {
     const rows = x.shape[0], y = this.#rows("gated", rows, gateUp.n / 2);
+    const joined = this.joins && rows === 1 && down
+      ? chooseFeedForward({ gateUp, down }, this.gpu)
+      : undefined;
+    if (typeof joined === "object") {
+      this.#settle(x, norm.label);
+      this.#ungated.set(y.buffer, { x, norm, gateUp, choice: joined });
+      return y;
+    }
     if (gateUp.parts.every(({ twin }) => twin !== undefined)) {
       const next = down && { w: down };
-      return this.#linear(x, gateUp, y, { norm, epilogue: "swiglu", next });
+      const note = joined && `down_proj has a dispatch of its own: ${joined}`;
+      const how = { norm, epilogue: "swiglu", next, note } as const;
+      return this.#linear(x, gateUp, y, how);
     }
     this.#ahead.delete(y.buffer);
     const both = this.#rows("gate and up", rows, gateUp.n);
     this.#linear(x, gateUp, both, { norm, epilogue: "store" });
     this.#swiglu(gateUp, both, y);
     return y;
+  }
+
+  /** Records an MLP, whose results are then pending for `residual`. */
+  #feedForward(
+    { x, norm, gateUp, choice: { constants, adders, reason } }: Ungated,
+    down: Matrix<Tensor>,
+    residual: Tensor,
+  ): Tensor {
+    this.#ungated.clear();
+    const pending = {
+      sums: this.#sums(this.#turn, down.n),
+      constants: pendingConstants(adders),
+    };
+    this.#turn = 1 - this.#turn;
+    const cleared = this.#sums(this.#turn, down.n);
+    const matrices = { w: gateUp, down };
+    const sums = { pending: pending.sums, cleared };
+    this.plan.add(feedForward, { ...matrices, x, norm, ...sums }, {
+      label: gateUp.label.replace(/gate_up_proj$/, "mlp"),
+      reason,
+      constants: { ...constants, ...pending.constants },
+      uniforms: { eps: this.config.rmsNormEps },
+    });
+    this.#forget(residual);
+    this.#pending.set(residual.buffer, pending);
+    return residual;
+  }
+
+  /** Where sums of `n` elements are pending, in one of two buffers. */
+  #sums(turn: number, n: number): Tensor {
+    const words = pendingWords(n);
+    return this.#scratch(`pending ${turn}`, "u32", 1, words).view(words);
+  }
+
+  /** Where `x` is written with what is pending. */
+  #added(x: Tensor): Tensor {
+    const [m, k] = x.shape, one = this.#rows("x", m, k);
+    const y = one.buffer === x.buffer ? this.#rows("x in turn", m, k) : one;
+    this.#pending.delete(x.buffer);
+    this.#forget(y);
+    this.#whole.set(x.buffer, y);
+    return y;
+  }
+
+  /** Adds what is pending for `x`, for kernels that do not. */
+  #settle(x: Tensor, label: string): void {
+    const pending = this.#pending.get(x.buffer);
+    if (!pending) return;
+    this.#pending.delete(x.buffer);
+    const squares = this.#leaveSquares(x, SETTLED_PARTS);
+    this.plan.add(addPending, { x, pending: pending.sums, squares }, {
+      label,
+      reason: "adds what an MLP left, for a kernel that does not read it",
+      constants: pending.constants,
+    });
   }
 
   #swiglu(gateUp: Matrix<Tensor>, both: Tensor, y: Tensor): void {
@@ -549,7 +670,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const whole = others.length === 2 &&
       others.every(({ parts }) => parts.length === 1);
     const [after, last] = others.map(({ parts }) => parts[0].planes[0]);
-    const projection = this.projects && oProj
+    const projection = this.joins && oProj
       ? chooseProjection({ ...shape, w: oProj }, this.gpu)
       : undefined;
     const from = typeof projection === "object" ? projection.from : 0;
@@ -776,6 +897,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   }
 
   normRows(x: Tensor, rows: Tensor, norm: Matrix<Tensor>): Tensor {
+    this.#settle(x, norm.label);
     return this.#normed(this.#gather(x, rows), norm);
   }
 
@@ -795,10 +917,12 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     x: Tensor,
     w: Matrix<Tensor>,
     y: Tensor,
-    { norm, epilogue, next }: {
+    { norm, epilogue, next, note }: {
       norm?: Matrix<Tensor>;
       epilogue: Epilogue;
       next?: Next;
+      /** Added to the reason. */
+      note?: string;
     },
   ): Tensor {
     const [m, k] = x.shape, before = this.#ahead.get(x.buffer);
@@ -813,6 +937,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       return made;
     };
     let taken = 0;
+    const pending = this.#pending.get(x.buffer);
     for (const [i, part] of w.parts.entries()) {
       if (i < taken) continue;
       const following = w.parts[i + 1];
@@ -820,8 +945,9 @@ export class GpuOps implements Ops<Tensor>, Disposable {
           following?.begin === part.begin + rowsHeld(part)
         ? following
         : undefined;
-      const choice = chooseLinear({
+      const chosen = chooseLinear({
         m,
+        pending: pending !== undefined,
         n: rowsHeld(part),
         k,
         format: part.format,
@@ -834,9 +960,13 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         other: other && { n: rowsHeld(other), format: other.format },
         next: next && w.parts.length === 1 ? nextShape(next.w) : undefined,
       }, this.gpu);
+      const choice = note
+        ? { ...chosen, reason: `${chosen.reason}; ${note}` }
+        : chosen;
       taken = i + (choice.two ? 2 : 1);
       const call = {
         ...{ x, norm, input, rounded, w, part, y, epilogue, choice, next },
+        pending,
         other: choice.two ? other : undefined,
       };
       if (choice.kernel === "gemm") this.#gemm(call, gemm);
@@ -849,16 +979,28 @@ export class GpuOps implements Ops<Tensor>, Disposable {
 
   /** Records a matmul of one or a few rows. */
   #gemv(
-    { x, norm, input, w, part, other, y, epilogue, choice, next }: LinearCall,
+    {
+      x,
+      norm,
+      pending,
+      input,
+      w,
+      part,
+      other,
+      y,
+      epilogue,
+      choice,
+      next,
+    }: LinearCall,
     by: keyof typeof BY_ROWS,
   ): void {
     const { constants, reason } = choice, [kernel, sums] = BY_ROWS[by];
     const fours = by !== "gemvRows" && constants.SPREAD !== "rows";
     const before = constants.ROUNDED ? this.#ahead.get(x.buffer) : undefined;
     const squares = this.#squares.get(x.buffer);
-    const fused = norm && choice.fusedNorm && squares &&
-      // One row's are read four at a time, except where each lane has its own rows.
-      !(fours && squares.shape[1] % 4);
+    const fused = pending || norm && choice.fusedNorm && squares &&
+        // One row's are read four at a time, except where each lane has its own rows.
+        !(fours && squares.shape[1] % 4);
     const left = choice.leaves
       ? this.#leaveRounded(y, epilogue, next?.norm)
       : undefined;
@@ -870,14 +1012,24 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       ...(other ? { v: { matrix: w, part: other } } : {}),
       x: before?.row ?? (fused ? x : input()),
       y,
-      ...(fused ? { norm, squares } : {}),
+      ...(fused ? { norm: norm! } : {}),
+      ...(pending
+        ? { pending: pending.sums, added: this.#added(x) }
+        : fused
+        ? { squares: squares! }
+        : {}),
       ...(leaves ? { squares: leaves } : {}),
       ...(left ? { left } : {}),
       ...(next?.norm ? { nextNorm: next.norm } : {}),
     }, {
       label: w.label,
       reason,
-      constants: { ...constants, EPILOGUE: epilogue, NORM: fused ? 1 : 0 },
+      constants: {
+        ...constants,
+        EPILOGUE: epilogue,
+        NORM: fused ? 1 : 0,
+        ...pending?.constants,
+      },
       uniforms: {
         stride: y.shape[1],
         column: part.begin,

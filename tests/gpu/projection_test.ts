@@ -94,6 +94,13 @@ for (
         label === "layers.1.attention_o_proj"
       );
       assertEquals(constants.LEAVES, kernel === "gemvInt8" ? 1 : 0);
+      const mlp = plan.dispatches.filter(({ label }) =>
+        /^layers\.1\..*(mlp|gate_up|down)/.test(label)
+      );
+      assertEquals(
+        mlp.map(({ kernel }) => kernel),
+        kernel === "gemv" ? ["feedForward"] : [kernel, kernel],
+      );
       const apart = ["attention attendDecode", "attention mergeSplits"];
       assertEquals(attention(512), [...apart, `o_proj ${kernel}`]);
       for (const length of [0, 1, 2, 63, 300, 511, 512, 513]) {
