@@ -74,7 +74,7 @@ const GATED = /* wgsl */ `
     up = lanes_sum(up, tid) * factor;
     if (lane == 0u) {
       let own = turn * GROUPS + group;
-      gated[own / 4u][own % 4u] = gate / (1.0 + exp(-gate)) * up;
+      gated[own] = gate / (1.0 + exp(-gate)) * up;
     }`;
 
 // A round of rows of down_proj.
@@ -83,7 +83,7 @@ const DOWN = /* wgsl */ `
     @unroll for (var s = 0; s < PIECES; s++) {
       sums[s] = 0.0;
       @unroll for (var f = 0; f < DOWN_FOURS; f++) {
-        sums[s] += dot(down_four[f](low[s]), gated[piece * DOWN_FOURS + f]);
+        sums[s] += dot(down_four[f](low[s]), gated_four(piece * DOWN_FOURS + f));
       }
     }
     @unroll for (var b = 0; b < LOG_PIECES; b++) {
@@ -94,7 +94,7 @@ const DOWN = /* wgsl */ `
         sums[i] = kept + subgroupShuffleXor(sent, 1u << b);
       }
     }
-    add_pending(u.k, turned(round * WORKGROUP + own * (WORKGROUP / PIECES) + tid / PIECES, wg.x), sums[0]);`;
+    add_pending(u.k, turned(round * WORKGROUP + own * (WORKGROUP / PIECES) + tid / PIECES, wg.x), sums[0] / unit);`;
 
 /**
  * The whole MLP of one row: `x += down · (silu(gate · n) · (up · n))`, where n is x,
@@ -171,7 +171,9 @@ ${TURN}
 const GROUPS = WORKGROUP / LANES;
 var<workgroup> row: array<vec4f, HIDDEN / 4u>;
 var<workgroup> shares: array<f32, GROUPS>;
-var<workgroup> gated: array<vec4f, COLUMNS / 4u>;
+var<workgroup> gated: array<f32, COLUMNS>;
+
+fn gated_four(i: u32) -> vec4f { return vec4f(gated[4u * i], gated[4u * i + 1u], gated[4u * i + 2u], gated[4u * i + 3u]); }
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
@@ -195,7 +197,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   @unroll for (var i = 0; i < ROUNDS; i++) {
     let at = i * WORKGROUP + tid;
     squared += value[i] * value[i];
-    row[at / 4u][at % 4u] = value[i] * weight[i];
+    let normed = value[i] * weight[i];
+    // One thread writes the four elements of a vector.
+    let four = vec4f(normed, subgroupShuffleXor(normed, 1u), subgroupShuffleXor(normed, 2u), subgroupShuffleXor(normed, 3u));
+    if (lane % 4u == 0u) { row[at / 4u] = four; }
   }
   squared = lanes_sum(squared, tid);
   if (lane == 0u) { shares[group] = squared; }
@@ -205,7 +210,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     let at = i * LANES + lane;
     all += select(0.0, shares[min(at, GROUPS - 1u)], at < GROUPS);
   }
-  let factor = inverseSqrt(lanes_sum(all, tid) / f32(u.k) + u.eps);
+  let mean = lanes_sum(all, tid) / f32(u.k);
+  let factor = inverseSqrt(mean + u.eps);
+  let unit = unit_of(mean); // the same in all workgroups
+  if (wg.x == 0u && tid == 0u) { atomicStore(&pending[2u * u.k + 1u], bitcast<u32>(unit)); }
   @if TURNS > 1 { for (var turn = 0u; turn < TURNS; turn++) { ${GATED} } }
   @else { let turn = 0u; ${GATED} }
   workgroupBarrier();
@@ -258,7 +266,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
         2 * inner
       }, ${hidden}]ᵀ with SwiGLU, normed first, × ${given.down} [${hidden}, ${inner}]ᵀ, ${layout.WORKGROUP} threads`,
       operands: {
-        ...{ w, down, x, norm, pending: pendingTensor(before, constants) },
+        ...{ w, down, x, norm },
+        pending: pendingTensor(before, constants, unitOf(toF32(x))),
         cleared: u32Tensor([pendingWords(hidden)]),
       },
       constants,
@@ -288,6 +297,12 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     };
   },
 });
+
+/** What the kernel counts sums in: a power of 2 that is at most the root of the mean square. */
+function unitOf(row: Float32Array): number {
+  const mean = row.reduce((sum, v) => sum + v * v, 0) / row.length;
+  return 2 ** Math.floor(Math.log2(Math.sqrt(mean)));
+}
 
 /** Costs of both matmuls, split by their bytes. */
 function feedForwardCost(call: CostCall): Cost[] {

@@ -17,7 +17,7 @@ import { defineKernel } from "./define.ts";
 import { emulated } from "./gemv_emulated.ts";
 import { deriveWalk, WALK, walkParts, walkTuning } from "./gemv_walk.ts";
 import { type LinearCase, linearCase } from "./linear_case.ts";
-import { NO_PENDING, readPending } from "./pending.ts";
+import { NO_PENDING, PENDING_AT, RAISE_FLAGS } from "./pending.ts";
 
 // Units past the end of the row are zero and add nothing.
 const load = (chunk: string) => /* wgsl */ `
@@ -66,6 +66,7 @@ const ROW = /* wgsl */ `
     row[i] = v * norm_at(i);
     if (wg.x + wg.y == 0u) { added_put(i, v); }
   }
+  if (wg.x + wg.y + tid == 0u) { raise_flags(u.k); }
   squared = lanes_sum(squared, tid);
   if (lane == 0u) { shares[tid / LANES] = squared; }
   workgroupBarrier();
@@ -183,7 +184,11 @@ export const gemv = defineKernel<LinearCase>({
       y: "inout any as scalar",
       ...(NORM ? { norm: `k as ${view}` } : {}),
       ...(PENDING
-        ? { pending: "any as raw", added: "out m k as vec4" }
+        ? {
+          pending: "any as raw",
+          added: "out m k as vec4",
+          flags: "inout any as raw",
+        }
         : NORM
         ? { squares }
         : {}),
@@ -286,7 +291,8 @@ fn write(row: u32, rows: u32, value: f32) {
 }
 
 @if PENDING {
-${readPending()}
+${PENDING_AT}
+${RAISE_FLAGS}
 var<workgroup> row: array<vec4f, ROW_FOURS>;
 var<workgroup> shares: array<f32, PER_WORKGROUP>;
 }

@@ -18,6 +18,7 @@ import {
   room,
   rowSums,
   SUM,
+  u32Tensor,
 } from "./case.ts";
 
 /** Parameters of `x · wᵀ` for m rows, and of what is fused around it. */
@@ -97,7 +98,11 @@ export function linearCase(
       y: room([m, width], epilogue === "add" ? BEFORE : NaN),
       squares: norm ? partialSquares(toF32(x), k) : room([m, left]),
       ...(later
-        ? { pending: pendingTensor(later, adders), added: room([m, k]) }
+        ? {
+          pending: pendingTensor(later, adders, 0.25),
+          added: room([m, k]),
+          flags: u32Tensor([4], new Uint32Array(4)),
+        }
         : {}),
       ...(norm ? { norm } : {}),
     },
@@ -123,7 +128,7 @@ export function linearCase(
       const results: Result[] = [
         { of: "y", ...y, tolerance },
         ...(later
-          ? [{
+          ? [{ of: "flags", values: new Float64Array(4), tolerance: 0 }, {
             of: "added",
             ...{ values: whole, norms: whole.map(Math.abs), tolerance },
           }]

@@ -4,19 +4,23 @@
  * floats, and sums of floats would depend on the order, so values are added as integers in
  * fixed point, each as a coarse and a fine part. Sums of integers are the same in any order.
  *
- * The buffer has the coarse parts of `n` sums, their fine parts, and a word that is not 0 if a
- * value was too large, or not a number: all sums are then read as NaN.
+ * The buffer has the coarse parts of `n` sums, their fine parts, and two more words: the second
+ * is the unit in which values are counted, an f32 that is a power of 2 and about the size of the
+ * row, so that small rows keep their digits. The first is not 0 if a value was too large for it,
+ * or not a number: all sums are then read as NaN, and who reads them raises a flag.
  *
  * @module
  */
+import { MOST_ADDING } from "../lib/dispatch/feed_forward.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import { type Buffers, u32Tensor } from "./case.ts";
+import { bitsOf } from "./sample_case.ts";
 
-/** Values of this size and larger do not fit: 2²⁰, 16 times the largest f16. */
+/** Values of 2²⁰ units and larger do not fit. */
 const LOG_MOST = 20;
 
 /** Words of the pending sums of `n` elements. */
-export const pendingWords = (n: number): number => 2 * n + 1;
+export const pendingWords = (n: number): number => 2 * n + 2;
 
 /**
  * Constants of the kernels that add to sums and that read them, if up to `adders` workgroups
@@ -26,11 +30,9 @@ export const pendingWords = (n: number): number => 2 * n + 1;
 export function pendingConstants(adders: number): Constants {
   const log = Math.ceil(Math.log2(adders));
   const LOG_COARSE = 30 - LOG_MOST - log;
-  if (LOG_COARSE < 0) {
+  if (adders > MOST_ADDING) {
     throw new Error(
-      `Cannot add up ${adders} values in fixed point: at most ${
-        2 ** (30 - LOG_MOST)
-      } fit`,
+      `Cannot add up ${adders} values in fixed point: at most ${MOST_ADDING} may`,
     );
   }
   return { LOG_COARSE, LOG_FINE: 31 - log };
@@ -43,8 +45,15 @@ const UNITS = /* wgsl */ `
 const COARSE = f32(1u << LOG_COARSE);
 const FINE = COARSE * f32(1u << LOG_FINE);`;
 
-/** `add_pending(n, i, value)` adds to sum i of n. */
+/**
+ * `unit_of(mean)` is the unit for a row with this mean of squares, and `add_pending(n, i, value)`
+ * adds a value, divided by it, to sum i of n.
+ */
 export const ADD_PENDING = /* wgsl */ `${UNITS}
+fn unit_of(mean: f32) -> f32 {
+  // Its reciprocal is finite, too.
+  return bitcast<f32>(clamp(bitcast<u32>(sqrt(mean)) & 0x7f800000u, 0x20000000u, 0x5f000000u));
+}
 fn add_pending(n: u32, i: u32, value: f32) {
   // Bits, because compilers may take NaN for impossible.
   if ((bitcast<u32>(value) & 0x7fffffffu) >= ${(127 + LOG_MOST) << 23}u) {
@@ -57,31 +66,37 @@ fn add_pending(n: u32, i: u32, value: f32) {
   atomicAdd(&pending[n + i], bitcast<u32>(fine));
 }`;
 
-/** \`pending_at(n, i)\` is sum i of n, where \`read\` reads a word. */
-export const readPending = (
-  read = (i: string) => `pending[${i}]`,
-): string =>
-  /* wgsl */ `${UNITS}
+/** `pending_at(n, i)` is sum i of n. */
+export const PENDING_AT = /* wgsl */ `${UNITS}
 fn pending_at(n: u32, i: u32) -> f32 {
-  let coarse = bitcast<i32>(${read("i")});
-  let fine = bitcast<i32>(${read("n + i")});
-  let sum = f32(coarse) / COARSE + f32(fine) / FINE;
-  return bitcast<f32>(select(bitcast<u32>(sum), 0x7fc00000u, ${
-    read("2u * n")
-  } != 0u));
+  let sum = f32(bitcast<i32>(pending[i])) / COARSE + f32(bitcast<i32>(pending[n + i])) / FINE;
+  let unit = bitcast<f32>(pending[2u * n + 1u]);
+  return bitcast<f32>(select(bitcast<u32>(sum * unit), 0x7fc00000u, pending[2u * n] != 0u));
 }`;
 
-/** What a test's buffer holds for these sums. */
+/** `raise_flags(n)` raises the flags of a cache (lib/gpu/kv_cache.ts) if something did not fit. */
+export const RAISE_FLAGS = /* wgsl */ `
+fn raise_flags(n: u32) {
+  if (pending[2u * n] != 0u) {
+    flags[0] = 1u;
+    flags[2] = 1u;
+  }
+}`;
+
+/** What a test's buffer holds for these sums, counted in `unit`. */
 export function pendingTensor(
   sums: ArrayLike<number>,
   { LOG_COARSE, LOG_FINE }: Constants,
+  unit = 1,
 ) {
   const n = sums.length, words = new Uint32Array(pendingWords(n));
   const coarse = 2 ** Number(LOG_COARSE), fine = coarse * 2 ** Number(LOG_FINE);
   for (let i = 0; i < n; i++) {
-    words[i] = Math.round(sums[i] * coarse);
-    words[n + i] = Math.round((sums[i] - (words[i] | 0) / coarse) * fine);
+    const value = sums[i] / unit;
+    words[i] = Math.round(value * coarse);
+    words[n + i] = Math.round((value - (words[i] | 0) / coarse) * fine);
   }
+  words[2 * n + 1] = bitsOf(unit);
   return u32Tensor([1, words.length], words);
 }
 
@@ -90,10 +105,11 @@ export function pendingSums(
   { pending }: Buffers,
   { LOG_COARSE, LOG_FINE }: Constants,
 ): Float64Array {
-  const n = (pending.length - 1) / 2;
+  const n = (pending.length - 2) / 2;
   const coarse = 2 ** Number(LOG_COARSE), fine = coarse * 2 ** Number(LOG_FINE);
+  const [unit] = new Float32Array(Uint32Array.of(pending[2 * n + 1]).buffer);
   return Float64Array.from(
     { length: n },
-    (_, i) => (pending[i] | 0) / coarse + (pending[n + i] | 0) / fine,
+    (_, i) => unit * ((pending[i] | 0) / coarse + (pending[n + i] | 0) / fine),
   );
 }

@@ -59,7 +59,7 @@ ${LANES}
 ${settingsOf("k")}
 }
 var<workgroup> own: array<f32, WORKGROUP>;
-var<workgroup> maxima: array<vec4f, PARTS / 4>;
+var<workgroup> maxima: array<f32, PARTS>;
 var<workgroup> not_bound: atomic<u32>;
 var<workgroup> top: atomic<u32>;
 var<workgroup> count: atomic<u32>;
@@ -75,13 +75,17 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   var part = ABSENT;
   if (tid < PARTS) {
     @unroll for (var i = 0; i < WORKGROUP / PARTS; i++) { part = max(part, own[tid + i * PARTS]); }
-    maxima[tid / 4u][tid % 4u] = part;
+    maxima[tid] = part; // not part of a vector that other threads write, too
   }
   workgroupBarrier();
   if (tid < PARTS) {
     var ahead = vec4u();
     for (var j = 0u; j < PARTS / 4u; j += 8u) {
-      @unroll for (var i = 0; i < 8; i++) { ahead += select(vec4u(), vec4u(1u), maxima[j + i] > vec4f(part)); }
+      @unroll for (var i = 0; i < 8; i++) {
+        let at = 4u * (j + i);
+        let four = vec4f(maxima[at], maxima[at + 1u], maxima[at + 2u], maxima[at + 3u]);
+        ahead += select(vec4u(), vec4u(1u), four > vec4f(part));
+      }
     }
     let rank = ahead.x + ahead.y + ahead.z + ahead.w;
     if (rank < k) { atomicMax(&not_bound, ~order(max(part, MINUS_INFINITY))); }

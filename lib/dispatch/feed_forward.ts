@@ -36,10 +36,22 @@ interface ShapedMatrix {
  */
 export const PENDING_BUFFERS = 12;
 
-/** Whether the MLP of one row can be one dispatch on a device. */
-export const joinsMlp = (device: Capabilities): boolean =>
+/**
+ * Whether the MLPs of a model may be one dispatch for one row. Only then are sums cleared where
+ * a pass begins, which takes time.
+ */
+export const joinsMlp = (
+  { hiddenSize, intermediateSize }: Readonly<
+    Record<"hiddenSize" | "intermediateSize", number>
+  >,
+  table: Pick<ShapedMatrix, "parts">,
+  device: Capabilities,
+): boolean =>
   defaultsFor(device).feedForward !== undefined &&
-  mostBuffers(device) >= PENDING_BUFFERS;
+  mostBuffers(device) >= PENDING_BUFFERS &&
+  LEAST_BYTES * 3 * hiddenSize * intermediateSize <= MOST_BYTES &&
+  // Where embeddings are stored in blocks, so are MLPs.
+  table.parts.every(({ format }) => format.elements === 1);
 
 /** An MLP in one dispatch. */
 export interface FeedForwardChoice {
@@ -60,7 +72,7 @@ export function chooseFeedForward(
 ): FeedForwardChoice | string | undefined {
   const layout = defaultsFor(device).feedForward;
   if (!layout) return undefined;
-  if (!joinsMlp(device)) {
+  if (mostBuffers(device) < PENDING_BUFFERS) {
     return `with it, kernels bind up to ${PENDING_BUFFERS} storage buffers, the device allows ${
       mostBuffers(device)
     }`;
@@ -68,13 +80,14 @@ export function chooseFeedForward(
   const [{ format: w, twin }, ...more] = gateUp.parts;
   const [{ format: v }, ...others] = down.parts;
   if (more.length || others.length || twin === undefined) {
-    return "parts of its matrices have different types";
+    return "its matrices have several parts";
   }
   if (w.elements > 1 || v.elements > 1) {
     return "other kernels multiply blocks as integers";
   }
   const hidden = gateUp.k, inner = down.k;
-  const bytes = 3 * hidden * storedRowBytes(v, inner);
+  const bytes = 2 * inner * storedRowBytes(w, hidden) +
+    hidden * storedRowBytes(v, inner);
   if (bytes > MOST_BYTES) {
     return `its matrices take more than ${MOST_BYTES >> 20} MiB`;
   }
@@ -100,6 +113,11 @@ export function chooseFeedForward(
 
 /** Maximum bytes of its matrices, or it gains nothing ("An MLP in one dispatch"). */
 const MOST_BYTES = 32 << 20;
+/** Bytes of an element of theirs, at least. */
+const LEAST_BYTES = 2;
+
+/** The most workgroups whose results are added up in fixed point (kernels/pending.ts). */
+export const MOST_ADDING = 1024;
 
 /** The most threads that share `hidden` rows evenly. */
 const threadsFor = (hidden: number, most: number): number =>
@@ -139,6 +157,14 @@ export function misfit(
     ? `${columns} columns are not a power of 2 of loads of down_proj, at most ${lanes}`
     : hidden % threads
     ? `${hidden} rows of down_proj are not a multiple of ${threads} threads`
+    : threads % lanes || lanes < 4
+    ? `${threads} threads, as share ${hidden} rows of down_proj evenly, are not whole groups of ${
+      Math.max(4, lanes)
+    } lanes`
+    : inner / columns > MOST_ADDING
+    ? `${
+      inner / columns
+    } workgroups would add to each result, at most ${MOST_ADDING} may`
     : columns * lanes % threads
     ? `${threads} threads, ${lanes} for each row, do not share ${columns} columns evenly`
     : undefined;

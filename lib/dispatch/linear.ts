@@ -519,7 +519,7 @@ export const readsPending = (
 ): boolean =>
   n < TALL_ROWS && wideLoad(format, k) === format.loads[0] &&
   device.subgroupSize > 0 &&
-  4 * k + 256 <= device.limits.maxComputeWorkgroupStorageSize;
+  4 * k + 1024 <= device.limits.maxComputeWorkgroupStorageSize;
 
 function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {
   const { pending = false } = shape;

@@ -58,7 +58,10 @@ export class GpuKvCache extends KvCache<Tensor>
   implements KeptCache, Disposable {
   /** u32: flags and what decode attention keeps between workgroups (kernels/heads.ts). */
   readonly state: Tensor;
-  /** The flags in `state`, u32 `[4]`: `[0]` is set if a value did not fit the cache's type. */
+  /**
+   * The flags in `state`, u32 `[4]`: `[0]` is set if a value did not fit the cache's type, or
+   * sums of an MLP did not fit what holds them; then `[2]` is set, too.
+   */
   readonly flags: Tensor;
   /** u32: lengths, and cosines and sines of every position (kernels/heads.ts). */
   readonly positions: Tensor;
@@ -260,4 +263,16 @@ export class GpuKvCache extends KvCache<Tensor>
     }
     this.state[Symbol.dispose]();
   }
+}
+
+/** Whether sums of an MLP did not fit what holds them, by flags of caches; clears those. */
+export async function sumsOverflowed(
+  flags: readonly (Tensor | undefined)[],
+): Promise<boolean> {
+  for (const one of flags) {
+    if (!(await one?.read())?.[2]) continue;
+    one!.write(0, new Uint32Array(FLAG_WORDS));
+    return true;
+  }
+  return false;
 }

@@ -219,35 +219,45 @@ interface Pending {
   constants: Constants;
 }
 
+/** What verbs leave for those that follow in a recording, most of it by a tensor's buffer. */
+class Recording {
+  /** Partial sums of squares of rows. */
+  readonly squares = new Map<GPUBuffer, Tensor>();
+  /** Rows that were rounded for the next kernel, by the buffer of the unrounded ones. */
+  readonly ahead = new Map<GPUBuffer, Rounded>();
+  /** Rows in f16 for the next kernel, by the buffer of those in f32. */
+  readonly halved = new Map<GPUBuffer, Halved>();
+  /** Results of attention that are computed with what they are multiplied by. */
+  readonly unprojected = new Map<GPUBuffer, Unprojected>();
+  /** How rows are grouped by expert, if they are, by the buffer of what was chosen. */
+  readonly groups = new Map<GPUBuffer, Groups>();
+  /** Results of gates and ups that are computed with what they are multiplied by. */
+  readonly ungated = new Map<GPUBuffer, Ungated>();
+  /** What is to be added to a row when it is read. */
+  readonly pending = new Map<GPUBuffer, Pending>();
+  /** Rows to which that was added, by the buffer of those without. */
+  readonly whole = new Map<GPUBuffer, Tensor>();
+  /** Which of two buffers the next sums go to. */
+  turn = 0;
+  /** The flags of the cache. */
+  flags?: Tensor;
+
+  /** @param clears whether both are cleared when the pass begins */
+  constructor(readonly clears: boolean) {}
+}
+
 /** {@linkcode Ops} on the GPU, with scratch memory of its own. */
 export class GpuOps implements Ops<Tensor>, Disposable {
   /** The plan that verbs record into; set it before each forward pass. */
   plan: Plan;
   #buffers = new Map<string, Tensor>();
-  /** Partial sums of squares of a tensor's rows, by its buffer. */
-  #squares = new Map<GPUBuffer, Tensor>();
-  /** Rows that were rounded for the next kernel, by the buffer of the unrounded ones. */
-  #ahead = new Map<GPUBuffer, Rounded>();
-  /** Rows in f16 for the next kernel, by the buffer of those in f32. */
-  #halved = new Map<GPUBuffer, Halved>();
-  /** Results of attention that are computed with what they are multiplied by, by buffer. */
-  #unprojected = new Map<GPUBuffer, Unprojected>();
-  /** Results of gates and ups that are computed with what they are multiplied by, by buffer. */
-  #ungated = new Map<GPUBuffer, Ungated>();
-  /** What is to be added to a row before anything but {@linkcode #linear} reads it, by buffer. */
-  #pending = new Map<GPUBuffer, Pending>();
-  /** Rows to which that was added, by the buffer of those without. */
-  #whole = new Map<GPUBuffer, Tensor>();
-  /** Which of two buffers the next sums go to. */
-  #turn = 0;
+  /** What verbs have left for those that follow; several recordings may be under way. */
+  #recordings = new WeakMap<Plan, Recording>();
   /**
    * Whether attention of few keys and the matmul of its result may be one dispatch, and so may
    * the matmuls of an MLP, if that pays off. What is between them is then in no buffer.
    */
   joins = true;
-  /** How rows are grouped by expert, if they are, by the buffer of what was chosen. */
-  #groups = new Map<GPUBuffer, Groups>();
-
   constructor(
     readonly gpu: Gpu,
     readonly config: Qwen3Config,
@@ -258,12 +268,10 @@ export class GpuOps implements Ops<Tensor>, Disposable {
 
   embed(table: Matrix<Tensor>, tokens: Tensor): Tensor {
     const [rows] = tokens.shape, x = this.#rows("x", rows, table.k);
-    // What a recording or a pass that was given up has left is cleared.
-    for (const left of [this.#ungated, this.#pending, this.#whole]) {
-      left.clear();
-    }
-    this.#turn = 0;
-    const clears = rows === 1 && joinsMlp(this.gpu);
+    // A pass that was given up may have left something pending.
+    const clears = rows === 1 && this.joins &&
+      joinsMlp(this.config, table, this.gpu);
+    this.#recordings.set(this.plan, new Recording(clears));
     const pending: Operands = clears
       ? { first: this.#sums(0, table.k), second: this.#sums(1, table.k) }
       : {};
@@ -285,7 +293,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const reads = w.parts.every(({ format, rows: n }) =>
       readsPending({ n, k: w.k, format }, this.gpu)
     );
-    if (!reads) this.#settle(x, norm.label);
+    if (!reads) this.#settle(x);
     return this.#linear(x, w, y, { norm, epilogue: "store" });
   }
 
@@ -295,14 +303,15 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     residual: Tensor,
     after?: readonly [norm: Matrix<Tensor>, w: Matrix<Tensor>],
   ): Tensor {
-    const ungated = this.#ungated.get(x.buffer);
+    const recording = this.#recording,
+      ungated = recording.ungated.get(x.buffer);
     if (ungated) return this.#feedForward(ungated, w, residual);
     const next = after && { norm: after[0], w: after[1] };
-    const unprojected = this.#unprojected.get(x.buffer);
-    this.#unprojected.delete(x.buffer);
+    const unprojected = this.#recording.unprojected.get(x.buffer);
+    this.#recording.unprojected.delete(x.buffer);
     // A kernel that read the residual has written it with what was pending.
-    const y = this.#whole.get(residual.buffer) ?? residual;
-    this.#whole.delete(residual.buffer);
+    const y = recording.whole.get(residual.buffer) ?? residual;
+    recording.whole.delete(residual.buffer);
     const record = () => this.#linear(x, w, y, { epilogue: "add", next });
     if (!unprojected) return record();
     const { from } = unprojected;
@@ -318,21 +327,25 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     down?: Matrix<Tensor>,
   ): Tensor {
     const rows = x.shape[0], y = this.#rows("gated", rows, gateUp.n / 2);
+    const recording = this.#recording;
     const joined = this.joins && rows === 1 && down
       ? chooseFeedForward({ gateUp, down }, this.gpu)
       : undefined;
-    if (typeof joined === "object") {
-      this.#settle(x, norm.label);
-      this.#ungated.set(y.buffer, { x, norm, gateUp, choice: joined });
+    if (typeof joined === "object" && recording.clears) {
+      this.#settle(x);
+      recording.ungated.set(y.buffer, { x, norm, gateUp, choice: joined });
       return y;
     }
     if (gateUp.parts.every(({ twin }) => twin !== undefined)) {
       const next = down && { w: down };
-      const note = joined && `down_proj has a dispatch of its own: ${joined}`;
+      const why = typeof joined === "object"
+        ? "embeddings are stored in blocks"
+        : joined;
+      const note = why && `down_proj has a dispatch of its own: ${why}`;
       const how = { norm, epilogue: "swiglu", next, note } as const;
       return this.#linear(x, gateUp, y, how);
     }
-    this.#ahead.delete(y.buffer);
+    this.#recording.ahead.delete(y.buffer);
     const both = this.#rows("gate and up", rows, gateUp.n);
     this.#linear(x, gateUp, both, { norm, epilogue: "store" });
     this.#swiglu(gateUp, both, y);
@@ -345,13 +358,14 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     down: Matrix<Tensor>,
     residual: Tensor,
   ): Tensor {
-    this.#ungated.clear();
+    const recording = this.#recording;
+    recording.ungated.clear();
     const pending = {
-      sums: this.#sums(this.#turn, down.n),
+      sums: this.#sums(recording.turn, down.n),
       constants: pendingConstants(adders),
     };
-    this.#turn = 1 - this.#turn;
-    const cleared = this.#sums(this.#turn, down.n);
+    recording.turn = 1 - recording.turn;
+    const cleared = this.#sums(recording.turn, down.n);
     const matrices = { w: gateUp, down };
     const sums = { pending: pending.sums, cleared };
     this.plan.add(feedForward, { ...matrices, x, norm, ...sums }, {
@@ -361,8 +375,14 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       uniforms: { eps: this.config.rmsNormEps },
     });
     this.#forget(residual);
-    this.#pending.set(residual.buffer, pending);
+    recording.pending.set(residual.buffer, pending);
     return residual;
+  }
+
+  get #recording(): Recording {
+    let one = this.#recordings.get(this.plan);
+    if (!one) this.#recordings.set(this.plan, one = new Recording(false));
+    return one;
   }
 
   /** Where sums of `n` elements are pending, in one of two buffers. */
@@ -375,20 +395,22 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   #added(x: Tensor): Tensor {
     const [m, k] = x.shape, one = this.#rows("x", m, k);
     const y = one.buffer === x.buffer ? this.#rows("x in turn", m, k) : one;
-    this.#pending.delete(x.buffer);
     this.#forget(y);
-    this.#whole.set(x.buffer, y);
+    this.#recording.pending.delete(x.buffer);
+    this.#recording.whole.set(x.buffer, y);
     return y;
   }
 
   /** Adds what is pending for `x`, for kernels that do not. */
-  #settle(x: Tensor, label: string): void {
-    const pending = this.#pending.get(x.buffer);
+  #settle(x: Tensor): void {
+    const recording = this.#recording,
+      pending = recording.pending.get(x.buffer);
     if (!pending) return;
-    this.#pending.delete(x.buffer);
+    recording.pending.delete(x.buffer);
     const squares = this.#leaveSquares(x, SETTLED_PARTS);
-    this.plan.add(addPending, { x, pending: pending.sums, squares }, {
-      label,
+    const { flags } = recording, { sums } = pending;
+    this.plan.add(addPending, { x, pending: sums, flags: flags!, squares }, {
+      label: "residual",
       reason: "adds what an MLP left, for a kernel that does not read it",
       constants: pending.constants,
     });
@@ -415,7 +437,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       },
     });
     if (groupsRows(rows, { count, used })) this.#group(chosen, count);
-    else this.#groups.delete(chosen.buffer);
+    else this.#recording.groups.delete(chosen.buffer);
     return chosen;
   }
 
@@ -437,7 +459,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
         WORKGROUP: Math.min(256, mostThreads(this.gpu)),
       },
     });
-    this.#groups.set(chosen.buffer, { tile, groups, order, places });
+    this.#recording.groups.set(chosen.buffer, { tile, groups, order, places });
   }
 
   expertsSwiglu(
@@ -449,8 +471,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   ): Tensor {
     const n = this.config.experts!.intermediateSize;
     const pairs = x.shape[0] * chosen.shape[1];
-    const groups = this.#groups.get(chosen.buffer);
-    this.#ahead.delete(this.#rows("gated", pairs, n).buffer);
+    const groups = this.#recording.groups.get(chosen.buffer);
+    this.#recording.ahead.delete(this.#rows("gated", pairs, n).buffer);
     if (groups) {
       const both = this.#grouped(x, w, { n, groups, norm });
       const { places } = groups, gated = this.#rows("gated", pairs, n);
@@ -483,7 +505,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     residual: Tensor,
     after?: readonly [norm: Matrix<Tensor>, w: Matrix<Tensor>],
   ): Tensor {
-    const n = residual.shape[1], groups = this.#groups.get(chosen.buffer);
+    const n = residual.shape[1],
+      groups = this.#recording.groups.get(chosen.buffer);
     if (!groups) {
       const next = after && { norm: after[0], w: after[1] };
       this.#experts({ x, w, chosen, y: residual, n, epilogue: "add", next });
@@ -571,7 +594,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const { count } = this.config.experts!, used = chosen.shape[1];
     const swiglu = epilogue === "swiglu";
     const all = count * n; // rows of all gates, or of all ups
-    const before = this.#ahead.get(x.buffer);
+    const before = this.#recording.ahead.get(x.buffer);
     // Weights of experts in another part would not be theirs.
     const apart = w.parts.length > 1 ||
       epilogue === "swiglu" && next !== undefined && next.w.parts.length > 1;
@@ -630,6 +653,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     layer: number,
     next?: readonly Matrix<Tensor>[],
   ): Tensor {
+    this.#recording.flags = cache.flags;
     const step = { qkv, qNorm, kNorm, cache, layer };
     return cache.pass.tokens === 1
       ? this.#attendDecode(step, next)
@@ -659,7 +683,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       bytesAfter: bytesOf(others),
     }, this.gpu);
     const y = this.#rows("attention", 1, all * width).view(all, width);
-    this.#ahead.delete(y.buffer);
+    this.#recording.ahead.delete(y.buffer);
     const leaves = choices.every(({ leaves }) => leaves);
     const operands = {
       ...this.#headOperands(step),
@@ -674,7 +698,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       ? chooseProjection({ ...shape, w: oProj }, this.gpu)
       : undefined;
     const from = typeof projection === "object" ? projection.from : 0;
-    this.#unprojected.delete(y.buffer);
+    this.#recording.unprojected.delete(y.buffer);
     for (const choice of choices) {
       const { constants, splits, shares, to } = choice;
       if (to <= from) continue; // it would never run
@@ -703,7 +727,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     }
     if (typeof projection === "object") {
       const record = this.#projector(step, projection, label);
-      this.#unprojected.set(y.buffer, { from, record });
+      this.#recording.unprojected.set(y.buffer, { from, record });
     }
     const attended = y.rows(rows); // the others are results of splits
     if (choices.every(({ merges }) => merges)) return attended;
@@ -732,10 +756,10 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       const pieces = this.#scratch("pieces of o_proj", "u32", 1, words);
       const given = { ...this.#headOperands(step), w, y: residual, pieces };
       // It leaves what o_proj by itself does.
-      const rounded = this.#ahead.get(residual.buffer);
+      const rounded = this.#recording.ahead.get(residual.buffer);
       const left: Operands = rounded
         ? { left: rounded.row, nextNorm: rounded.norm! }
-        : { squares: this.#squares.get(residual.buffer)! };
+        : { squares: this.#recording.squares.get(residual.buffer)! };
       this.plan.add(attendDecode, { ...given, ...left }, {
         label: `${label}_o_proj`,
         reason,
@@ -897,7 +921,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   }
 
   normRows(x: Tensor, rows: Tensor, norm: Matrix<Tensor>): Tensor {
-    this.#settle(x, norm.label);
+    this.#settle(x);
     return this.#normed(this.#gather(x, rows), norm);
   }
 
@@ -925,9 +949,9 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       note?: string;
     },
   ): Tensor {
-    const [m, k] = x.shape, before = this.#ahead.get(x.buffer);
-    this.#ahead.delete(y.buffer);
-    this.#halved.delete(y.buffer);
+    const [m, k] = x.shape, before = this.#recording.ahead.get(x.buffer);
+    this.#recording.ahead.delete(y.buffer);
+    this.#recording.halved.delete(y.buffer);
     let normed: Tensor | undefined;
     const input = () => norm ? normed ??= this.#normed(x, norm) : x;
     const integers = new Map<number, [Tensor, Tensor]>();
@@ -937,7 +961,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       return made;
     };
     let taken = 0;
-    const pending = this.#pending.get(x.buffer);
+    const pending = this.#recording.pending.get(x.buffer);
     for (const [i, part] of w.parts.entries()) {
       if (i < taken) continue;
       const following = w.parts[i + 1];
@@ -996,8 +1020,10 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   ): void {
     const { constants, reason } = choice, [kernel, sums] = BY_ROWS[by];
     const fours = by !== "gemvRows" && constants.SPREAD !== "rows";
-    const before = constants.ROUNDED ? this.#ahead.get(x.buffer) : undefined;
-    const squares = this.#squares.get(x.buffer);
+    const before = constants.ROUNDED
+      ? this.#recording.ahead.get(x.buffer)
+      : undefined;
+    const squares = this.#recording.squares.get(x.buffer);
     const fused = pending || norm && choice.fusedNorm && squares &&
         // One row's are read four at a time, except where each lane has its own rows.
         !(fours && squares.shape[1] % 4);
@@ -1014,7 +1040,11 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       y,
       ...(fused ? { norm: norm! } : {}),
       ...(pending
-        ? { pending: pending.sums, added: this.#added(x) }
+        ? {
+          pending: pending.sums,
+          added: this.#added(x),
+          flags: this.#recording.flags!,
+        }
         : fused
         ? { squares: squares! }
         : {}),
@@ -1037,7 +1067,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       },
     });
     // Each part writes only the sums of its own rows.
-    if (leaves && w.parts.length > 1) this.#squares.delete(y.buffer);
+    if (leaves && w.parts.length > 1) this.#recording.squares.delete(y.buffer);
   }
 
   /** Records a matmul of a few rows, rounded to integers. */
@@ -1063,7 +1093,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       uniforms: { stride: y.shape[1], column: part.begin },
     });
     // Each part writes only the sums of its own rows.
-    if (leaves && w.parts.length > 1) this.#squares.delete(y.buffer);
+    if (leaves && w.parts.length > 1) this.#recording.squares.delete(y.buffer);
   }
 
   /** Records a matmul of many rows. */
@@ -1072,7 +1102,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     kernel: Kernel,
   ): void {
     const { constants, reason, splits, headroom } = choice, { label } = w;
-    if (epilogue === "add") this.#squares.delete(y.buffer);
+    if (epilogue === "add") this.#recording.squares.delete(y.buffer);
     const [a, scales] = headroom ? this.#half(x, norm, headroom) : [input(), x];
     const column = part.begin, n = rowsHeld(part);
     const stored = { matrix: w, part };
@@ -1102,7 +1132,11 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const room = after && this.#headroomFor(m, next!.w);
     if (after && room) {
       const made = this.#toHalf(y, after, room, partial);
-      this.#halved.set(y.buffer, { norm: after, headroom: room, made });
+      this.#recording.halved.set(y.buffer, {
+        norm: after,
+        headroom: room,
+        made,
+      });
       return;
     }
     this.plan.add(sumSplits, { partial, y }, {
@@ -1132,7 +1166,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   #leaveSquares(x: Tensor, parts: number): Tensor {
     const squares = this.#rows(`squares of ${parts}`, x.shape[0], parts);
     this.#forget(x);
-    this.#squares.set(x.buffer, squares);
+    this.#recording.squares.set(x.buffer, squares);
     return squares;
   }
 
@@ -1147,20 +1181,20 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     const row = this.#scratch(`rounded by ${epilogue}`, "u32", 1, words);
     if (epilogue === "add") {
       const { gpu, buffer } = row, shape = [1, 4 * squares];
-      this.#squares.set(
+      this.#recording.squares.set(
         y.buffer,
         new Tensor(gpu, "f32", shape, buffer, "squares"),
       );
     }
-    this.#ahead.set(y.buffer, { row, norm });
+    this.#recording.ahead.set(y.buffer, { row, norm });
     return row;
   }
 
   /** Forgets what kernels have left about the rows of `x`, which change. */
   #forget(x: Tensor): void {
-    this.#squares.delete(x.buffer);
-    this.#ahead.delete(x.buffer);
-    this.#halved.delete(x.buffer);
+    this.#recording.squares.delete(x.buffer);
+    this.#recording.ahead.delete(x.buffer);
+    this.#recording.halved.delete(x.buffer);
   }
 
   #normed(x: Tensor, norm: Matrix<Tensor>): Tensor {
@@ -1181,7 +1215,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     norm: Matrix<Tensor> | undefined,
     headroom: number,
   ): [Tensor, Tensor] {
-    const known = this.#halved.get(x.buffer);
+    const known = this.#recording.halved.get(x.buffer);
     if (known && known.norm === norm && known.headroom === headroom) {
       return known.made;
     }
@@ -1241,7 +1275,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     unit: number,
   ): [Tensor, Tensor] {
     const [m, k] = x.shape, { words, numbers } = int8Sizes(k);
-    const squares = this.#squares.get(x.buffer), fused = norm && squares;
+    const squares = this.#recording.squares.get(x.buffer),
+      fused = norm && squares;
     const y = this.#scratch(`integers by ${unit}`, "u32", m, words);
     const scales = this.#rows(`scales by ${unit}`, m, numbers);
     this.plan.add(toInt8, {

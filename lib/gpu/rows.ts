@@ -41,7 +41,7 @@ import {
 import { compileAll, type Shader } from "../webgpu/pipeline.ts";
 import { type Dispatch, Plan } from "../webgpu/plan.ts";
 import { Tensor } from "../webgpu/tensor.ts";
-import { GpuKvCache } from "./kv_cache.ts";
+import { GpuKvCache, sumsOverflowed } from "./kv_cache.ts";
 import type { GpuOps } from "./ops.ts";
 import type { Paces } from "./paces.ts";
 import { RingReader } from "./ring_reader.ts";
@@ -165,6 +165,8 @@ export class GpuRows implements Rows {
   preparedMs = 0;
   /** Called when the cache was replaced by one of f32. */
   onWidened?: () => void;
+  /** Called after sums of an MLP did not fit what holds them. */
+  onSeparated?: () => void;
   /** Compiles in several threads where that pays off; elsewhere asks for no shaders. */
   compileAhead?: (shaders: () => readonly Shader[]) => Promise<void>;
   /** Whether the shaders of steps of several texts were compiled ahead. */
@@ -441,13 +443,17 @@ export class GpuRows implements Rows {
   }
 
   async widen(): Promise<void> {
-    const { dtype, context } = this.#cache;
+    const { dtype, context, flags } = this.#cache, { pages } = this;
+    if (await sumsOverflowed([flags])) {
+      this.onSeparated?.();
+      const size = { slots: this.#slots, context, pages, dtype };
+      return this.#use(await createCache(this.#ops, size));
+    }
     if (dtype === "f32") {
       throw new DeviceError(
         "Cannot continue: a key or value is not a finite f32, so the weights or the device are faulty",
       );
     }
-    const { pages } = this;
     this.requireRoom(pages * PAGE, "f32");
     const size = { slots: this.#slots, context, pages, dtype: "f32" } as const;
     this.#use(await createCache(this.#ops, size));

@@ -28,7 +28,7 @@ import { requireVocabulary } from "../dispatch/sampling.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { GpuRows } from "./rows.ts";
 import { GpuSequences, type Pass } from "./sequences.ts";
-import type { GpuKvCache } from "./kv_cache.ts";
+import { type GpuKvCache, sumsOverflowed } from "./kv_cache.ts";
 import { GpuStates } from "./states.ts";
 import { gpuStore, measureLargest } from "./store.ts";
 import { GpuOps } from "./ops.ts";
@@ -64,6 +64,13 @@ const WIDENED: Choice = {
   what: "KV cache",
   value: "f32",
   reason: "a key or value exceeded 65,504, the largest f16",
+};
+
+/** Why attention with o_proj, and an MLP, are no longer one dispatch. */
+const SEPARATED: Choice = {
+  what: "MLP of one row",
+  value: "a dispatch for each matmul",
+  reason: "sums were 2²⁰ times as large as their row, or not finite",
 };
 
 /** {@linkcode Runner} on a GPU. */
@@ -196,6 +203,7 @@ export class GpuRunner implements Runner {
     const all = { ...size, ...how };
     const rows = await GpuRows.create(this.#ops, this.weights, all);
     rows.onWidened = () => this.choices.push(WIDENED);
+    rows.onSeparated = () => this.#separate();
     rows.compileAhead = (shaders) => this.#compileAhead(shaders);
     rows.compile = async (shaders) => {
       await this.#compileAhead(() => shaders);
@@ -342,13 +350,30 @@ export class GpuRunner implements Runner {
     return pass;
   }
 
-  /** Replaces the cache with an f32 one after a value did not fit f16. */
+  /**
+   * Replaces the cache with an f32 one after a value did not fit f16; or, if sums of an MLP did
+   * not fit, has passes recorded again in which each matmul is a dispatch.
+   */
   async widen(several?: GpuSequences): Promise<void> {
+    const flags = [this.#one.cache, several?.cache, this.#states].map((cache) =>
+      cache?.flags
+    );
     this.#states?.[Symbol.dispose]();
     this.#states = undefined;
+    if (await sumsOverflowed(flags)) {
+      this.#one.forget();
+      several?.forget();
+      return this.#separate();
+    }
     await this.#one.widen();
     await several?.widen();
     this.choices.push(WIDENED);
+  }
+
+  /** Makes each matmul of an MLP a dispatch from now on. */
+  #separate(): void {
+    if (this.#ops.joins) this.choices.push(SEPARATED);
+    this.#ops.joins = false;
   }
 
   #requireDevice(action: string): void {

@@ -318,6 +318,11 @@ export class GpuSequences implements Disposable {
     return this.#firstLogits ?? last!;
   }
 
+  /** Has passes recorded again. */
+  forget(): void {
+    this.#forgetPasses();
+  }
+
   /** Replaces the cache with an empty f32 one after a value did not fit f16. */
   async widen(): Promise<void> {
     const { sequences, context, dtype } = this.#cache,

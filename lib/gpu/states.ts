@@ -49,6 +49,11 @@ export class GpuStates implements Disposable {
   /** The most rows of a pass of several texts. */
   readonly rows: number;
 
+  /** The flags of passes of several texts. */
+  get flags(): Tensor {
+    return this.#shared.state;
+  }
+
   /**
    * @param one the sequence for texts that take several passes
    * @param passRows the most rows of such a pass

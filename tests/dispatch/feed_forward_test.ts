@@ -1,7 +1,10 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { pendingConstants } from "../../kernels/pending.ts";
 import type { Capabilities } from "../../lib/dispatch/capabilities.ts";
-import { chooseFeedForward } from "../../lib/dispatch/feed_forward.ts";
+import {
+  chooseFeedForward,
+  joinsMlp,
+} from "../../lib/dispatch/feed_forward.ts";
 import { formatNamed } from "../../lib/formats/mod.ts";
 
 const LARGE: Capabilities = {
@@ -53,7 +56,16 @@ Deno.test("an MLP that is two dispatches says why", () => {
   assertMatch(why({ w: "q4_k" }), /multiply blocks as integers/);
   assertMatch(why({ down: "q8_0" }), /multiply blocks as integers/);
   assertMatch(why({ hidden: 2048, inner: 6144 }), /more than 32 MiB/);
-  assertMatch(why({ twin: false }), /different types/);
+  assertMatch(why({ twin: false }), /several parts/);
+  assertMatch(
+    why({ hidden: 1024, inner: 4096, w: "f32", down: "bf16" }),
+    /MiB/,
+  );
+  assertMatch(why({ hidden: 1040 }), /16 threads, .* whole groups of 32 lanes/);
+  assertMatch(
+    why({ hidden: 64, inner: 35200 }),
+    /1100 workgroups .* at most 10/,
+  );
   assertMatch(why({ inner: 3080 }), /3080 columns .* multiple of 32/);
   assertMatch(why({ hidden: 1028 }), /rows of 1028 are not whole loads of 8/);
   const device = (limits: Partial<Capabilities["limits"]>, lanes = 32) => ({
@@ -65,6 +77,15 @@ Deno.test("an MLP that is two dispatches says why", () => {
   const threads = { maxComputeInvocationsPerWorkgroup: 256 };
   assertMatch(why({}, device(threads)), /1024 threads .* has 256/);
   assertMatch(why({}, device({}, 0)), /cannot exchange values/);
+});
+
+Deno.test("sums are cleared only where an MLP may add to them", () => {
+  const of = (hiddenSize: number, format = "bf16", device = LARGE) =>
+    joinsMlp({ hiddenSize, intermediateSize: 3 * hiddenSize }, {
+      parts: [{ format: formatNamed(format) }],
+    }, device);
+  assertEquals([of(1024), of(2048), of(1024, "q6_k")], [true, false, false]);
+  assertEquals(of(1024, "f32", { ...LARGE, adapterClass: "NVIDIA" }), false);
 });
 
 Deno.test("sums in fixed point cannot overflow", () => {

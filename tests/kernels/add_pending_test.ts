@@ -18,7 +18,8 @@ gpuTest(
     const one = makeCase(addPending, trial, { k: 40 })!;
     const { pending } = one.operands as Record<string, CpuTensor>;
     pending.data[80] = 1;
-    const { x } = await runCase(gpu, addPending, one);
+    const { x, flags } = await runCase(gpu, addPending, one);
+    assertEquals(Array.from(flags), [1, 0, 1, 0]);
     assert(Array.from(x).every(Number.isNaN));
   },
 );

@@ -2,7 +2,7 @@ import { feedForward } from "../../kernels/feed_forward.ts";
 import { BLOCKS, FLOATS } from "../../kernels/case.ts";
 import { runCase } from "../../lib/check/kernel_case.ts";
 import type { CpuTensor } from "../../lib/formats/tensor.ts";
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { gpuTest } from "../support/gpu.ts";
 import { checkCase, makeCase } from "../support/kernel_case.ts";
 
@@ -35,16 +35,21 @@ gpuTest("feedForward takes rows of many lengths", async (_, trial) => {
 gpuTest(
   "feedForward gives the same for every choice of threads and columns",
   async (_, trial) => {
+    let tried = 0;
     for (const WORKGROUP of [32, 64, 128, 256, 512, 1024]) {
       for (const COLUMNS of [16, 32, 64]) {
         for (const STEPS of [1, 3, 8]) {
-          await checkCase(feedForward, trial, {
+          const given: Parameters<typeof feedForward.makeCase>[0] = {
             ...{ hidden: 1024, inner: 192, w: "bf16", down: "bf16" },
             ...{ norm: "bf16", layout: { WORKGROUP, COLUMNS, STEPS } },
-          });
+          };
+          if (makeCase(feedForward, trial, given)) tried++;
+          await checkCase(feedForward, trial, given);
         }
       }
     }
+    // With lanes of 8, a workgroup of 1,024 threads has too few columns.
+    assert(tried >= 30, `${tried}`);
   },
 );
 

@@ -150,7 +150,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless dispatch ask
   assertEquals(
     Object.fromEntries(KERNELS.map((one) => [one.name, most(one, false)])),
     {
-      addPending: 3,
+      addPending: 4,
       argmax: 3,
       attendDecode: 8,
       attendPrefill: 6,

@@ -72,7 +72,7 @@ export function editHeader(
 }
 
 /** Multiplies tensors with matching names by 2 ** exponent, in a bf16 file. */
-function scaleWeights(
+export function scaleWeights(
   safetensors: Uint8Array,
   names: RegExp,
   exponent: number,
