@@ -21,6 +21,8 @@ interface FeedForwardCase {
   w: string;
   down: string;
   norm: Float;
+  /** How large the row is, and what the MLP adds to it; 1 by default. */
+  scale?: number;
   /** Constants; some that the device can run by default. */
   layout?: Readonly<Record<"WORKGROUP" | "COLUMNS" | "STEPS", number>>;
 }
@@ -256,11 +258,15 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       ...layout,
       ...pendingConstants(inner / layout.COLUMNS),
     };
-    const x = random.tensor("f32", [1, hidden], 2);
+    const { scale = 1 } = given,
+      x = random.tensor("f32", [1, hidden], 2 * scale);
     const norm = random.tensor(given.norm, [hidden], 0.5, 1);
     const w = random.matrix(given.w, [2 * inner, hidden], 0.2);
-    const down = random.matrix(given.down, [hidden, inner], 0.2);
-    const before = Float32Array.from({ length: hidden }, () => random.next());
+    const down = random.matrix(given.down, [hidden, inner], 0.2 * scale);
+    const before = Float32Array.from(
+      { length: hidden },
+      () => scale * random.next(),
+    );
     return {
       what: `${given.w} [1, ${hidden}] × [${
         2 * inner
@@ -286,7 +292,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
         return [{
           of: (buffers) => pendingSums(buffers, constants),
           values: product.values.map((v, i) => v + before[i]),
-          norms: product.norms.map((norm, i) => norm + off.norms[i]),
+          norms: product.norms.map((norm, i) =>
+            norm + off.norms[i] + Math.abs(before[i])
+          ),
           tolerance: SUM,
         }, {
           of: "cleared",
@@ -298,10 +306,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   },
 });
 
-/** What the kernel counts sums in: a power of 2 that is at most the root of the mean square. */
+/** What the kernel counts sums in: a power of 2 up to the root of the mean square, and up to 1. */
 function unitOf(row: Float32Array): number {
   const mean = row.reduce((sum, v) => sum + v * v, 0) / row.length;
-  return 2 ** Math.floor(Math.log2(Math.sqrt(mean)));
+  return Math.min(1, 2 ** Math.floor(Math.log2(Math.sqrt(mean))));
 }
 
 /** Costs of both matmuls, split by their bytes. */

@@ -5,8 +5,8 @@
  * fixed point, each as a coarse and a fine part. Sums of integers are the same in any order.
  *
  * The buffer has the coarse parts of `n` sums, their fine parts, and two more words: the second
- * is the unit in which values are counted, an f32 that is a power of 2 and about the size of the
- * row, so that small rows keep their digits. The first is not 0 if a value was too large for it,
+ * is the unit in which values are counted, an f32: 1, or a power of 2 of about the size of a
+ * smaller row, which so keeps its digits. The first is not 0 if a value was too large for it,
  * or not a number: all sums are then read as NaN, and who reads them raises a flag.
  *
  * @module
@@ -51,8 +51,8 @@ const FINE = COARSE * f32(1u << LOG_FINE);`;
  */
 export const ADD_PENDING = /* wgsl */ `${UNITS}
 fn unit_of(mean: f32) -> f32 {
-  // Its reciprocal is finite, too.
-  return bitcast<f32>(clamp(bitcast<u32>(sqrt(mean)) & 0x7f800000u, 0x20000000u, 0x5f000000u));
+  // Between 2⁻⁶³ and 1: a few large elements must not cost the others their digits.
+  return bitcast<f32>(clamp(bitcast<u32>(sqrt(mean)) & 0x7f800000u, 0x20000000u, 0x3f800000u));
 }
 fn add_pending(n: u32, i: u32, value: f32) {
   // Bits, because compilers may take NaN for impossible.

@@ -70,7 +70,8 @@ const WIDENED: Choice = {
 const SEPARATED: Choice = {
   what: "MLP of one row",
   value: "a dispatch for each matmul",
-  reason: "sums were 2²⁰ times as large as their row, or not finite",
+  reason:
+    "a value was too large for sums in fixed point, 2²⁰ or 2²⁰ times its row, or not a number",
 };
 
 /** {@linkcode Runner} on a GPU. */

@@ -53,6 +53,15 @@ gpuTest(
   },
 );
 
+gpuTest("feedForward keeps the digits of small rows", async (_, trial) => {
+  for (const scale of [1e-12, 1e-5, 1, 1e3]) {
+    await checkCase(feedForward, trial, {
+      ...{ hidden: 256, inner: 64, w: "bf16", down: "bf16", norm: "bf16" },
+      scale,
+    });
+  }
+});
+
 gpuTest(
   "feedForward gives the same bits every time, and notes what does not fit",
   async (gpu, trial) => {
