@@ -80,7 +80,10 @@ Deno.test("every kernel has a variant for AMD, all of different WGSL", () => {
         [...variants, ...blocks, ...others].map(({ kernel }) => kernel),
       ),
     ].sort(),
-    KERNEL_NAMES.filter((name) => !/Matrix$/.test(name)), // naga has no such types
+    // naga has no types for matrices, and AMD's defaults give each matmul a dispatch.
+    KERNEL_NAMES.filter((name) =>
+      !/Matrix$|^(feedForward|addPending)$/.test(name)
+    ),
   );
   const texts = variants.map(({ wgsl }) => wgsl);
   assertEquals(new Set(texts).size, texts.length);
