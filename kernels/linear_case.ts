@@ -10,6 +10,7 @@ import type { Constants, Epilogue } from "../lib/dispatch/shapes.ts";
 import { type CpuTensor, matrixToF32, toF32 } from "../lib/formats/tensor.ts";
 import { pendingConstants, pendingTensor } from "./pending.ts";
 import {
+  type CaseRandom,
   type CaseTools,
   EPS,
   type Float,
@@ -83,11 +84,7 @@ export function linearCase(
   }, device);
   if (second && !two) return undefined;
   if (given.pending && !device.subgroupSize) return undefined;
-  const adders = pendingConstants(96);
-  const later = given.pending
-    ? Float32Array.from({ length: k }, () => random.next())
-    : undefined;
-  const whole = later ? toF32(x).map((value, i) => value + later[i]) : toF32(x);
+  const later = given.pending ? pendingPart(toF32(x), random) : undefined;
   const left = parts(n, constants);
   return {
     what: linearText(given),
@@ -97,42 +94,20 @@ export function linearCase(
       x,
       y: room([m, width], epilogue === "add" ? BEFORE : NaN),
       squares: norm ? partialSquares(toF32(x), k) : room([m, left]),
-      ...(later
-        ? {
-          pending: pendingTensor(later, adders, 0.25),
-          added: room([m, k]),
-          flags: u32Tensor([4], new Uint32Array(4)),
-        }
-        : {}),
+      ...later?.operands,
       ...(norm ? { norm } : {}),
     },
-    constants: {
-      ...constants,
-      EPILOGUE: epilogue,
-      // Threads that share the row, which no device's constants forbid.
-      ...(later
-        ? {
-          ...{ ...adders, SPREAD: "k", WALKERS: 1, W_IN: "buffer" },
-          ...{ PENDING: 1, NORM: 1 },
-        }
-        : {}),
-    },
+    constants: { ...constants, EPILOGUE: epilogue, ...later?.constants },
     uniforms: { stride: width, column: 0, eps: EPS },
     expected: () => {
       const rows = norm
-        ? reference.rmsNormed(whole, toF32(norm), EPS)
+        ? reference.rmsNormed(later?.whole ?? toF32(x), toF32(norm), EPS)
         : toF32(x);
       const product = reference.linear(rows, stacked(w, v), { m, n, k });
       const y = reference.epilogue(epilogue, product, n, BEFORE);
-
       const results: Result[] = [
         { of: "y", ...y, tolerance },
-        ...(later
-          ? [{ of: "flags", values: new Float64Array(4), tolerance: 0 }, {
-            of: "added",
-            ...{ values: whole, norms: whole.map(Math.abs), tolerance },
-          }]
-          : []),
+        ...later?.results ?? [],
       ];
       if (epilogue !== "add") return results;
       const squares = rowSums("values", n)({
@@ -144,6 +119,36 @@ export function linearCase(
         norms: squares,
         tolerance,
       }];
+    },
+  };
+}
+
+/** A part of a row `x` that is pending, and what gemv makes of both. */
+function pendingPart(x: Float32Array, random: CaseRandom) {
+  const scale = pendingConstants(96), k = x.length;
+  const later = x.map(() => random.next());
+  const whole = x.map((value, i) => value + later[i]);
+  const results: Result[] = [
+    { of: "flags", values: new Float64Array(4), tolerance: 0 },
+    {
+      of: "added",
+      values: whole,
+      norms: x.map((value, i) => Math.abs(value) + Math.abs(later[i])),
+      tolerance: SUM,
+    },
+  ];
+  return {
+    whole,
+    results,
+    operands: {
+      pending: pendingTensor(later, scale, 0.25),
+      added: room([1, k]),
+      flags: u32Tensor([4], new Uint32Array(4)),
+    },
+    // Threads that share the row, which no device's constants forbid.
+    constants: {
+      ...{ ...scale, PENDING: 1, NORM: 1 },
+      ...{ SPREAD: "k", WALKERS: 1, W_IN: "buffer" },
     },
   };
 }

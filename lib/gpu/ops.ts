@@ -248,10 +248,11 @@ class Recording {
 
 /** {@linkcode Ops} on the GPU, with scratch memory of its own. */
 export class GpuOps implements Ops<Tensor>, Disposable {
-  /** The plan that verbs record into; set it before each forward pass. */
-  plan: Plan;
+  #plan: Plan;
   #buffers = new Map<string, Tensor>();
-  /** What verbs have left for those that follow; several recordings may be under way. */
+  /** What verbs have left for those that follow. */
+  #recording = new Recording(false);
+  /** The same of each plan: another pass may be recorded between two verbs. */
   #recordings = new WeakMap<Plan, Recording>();
   /**
    * Whether attention of few keys and the matmul of its result may be one dispatch, and so may
@@ -263,7 +264,21 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     readonly config: Qwen3Config,
     plan: Plan = new Plan(gpu),
   ) {
-    this.plan = plan;
+    this.#plan = plan;
+  }
+
+  /**
+   * The plan that verbs record into; set it before a forward pass, and when that goes on after
+   * another. A pass may also have several plans, one after another.
+   */
+  get plan(): Plan {
+    return this.#plan;
+  }
+
+  set plan(plan: Plan) {
+    this.#plan = plan;
+    this.#recording = this.#recordings.get(plan) ?? this.#recording;
+    this.#recordings.set(plan, this.#recording);
   }
 
   embed(table: Matrix<Tensor>, tokens: Tensor): Tensor {
@@ -271,7 +286,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     // A pass that was given up may have left something pending.
     const clears = rows === 1 && this.joins &&
       joinsMlp(this.config, table, this.gpu);
-    this.#recordings.set(this.plan, new Recording(clears));
+    this.#recording = new Recording(clears);
+    this.#recordings.set(this.plan, this.#recording);
     const pending: Operands = clears
       ? { first: this.#sums(0, table.k), second: this.#sums(1, table.k) }
       : {};
@@ -377,12 +393,6 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     this.#forget(residual);
     recording.pending.set(residual.buffer, pending);
     return residual;
-  }
-
-  get #recording(): Recording {
-    let one = this.#recordings.get(this.plan);
-    if (!one) this.#recordings.set(this.plan, one = new Recording(false));
-    return one;
   }
 
   /** Where sums of `n` elements are pending, in one of two buffers. */

@@ -359,9 +359,10 @@ export class GpuRunner implements Runner {
     const flags = [this.#one.cache, several?.cache, this.#states].map((cache) =>
       cache?.flags
     );
+    const overflowed = await sumsOverflowed(flags);
     this.#states?.[Symbol.dispose]();
     this.#states = undefined;
-    if (await sumsOverflowed(flags)) {
+    if (overflowed) {
       this.#one.forget();
       several?.forget();
       return this.#separate();
