@@ -267,7 +267,8 @@ type ProjectedShape =
  * with o_proj"): each block of rows of `w` then computes its heads' attention for itself, which
  * costs less than a dispatch as long as there are few blocks.
  *
- * @returns why not, if that is not the device's default; undefined if it is
+ * @returns the choice, or why they are apart on a device where one dispatch is the default;
+ * undefined on others
  */
 export function chooseProjection(
   shape: ProjectedShape,

@@ -64,7 +64,8 @@ export interface FeedForwardChoice {
 /**
  * Chooses whether the MLP of one row is one dispatch ("An MLP in one dispatch").
  *
- * @returns why not, if that is not the device's default; undefined if it is
+ * @returns the choice, or why the MLP has several dispatches on a device where one is the default;
+ * undefined on others
  */
 export function chooseFeedForward(
   { gateUp, down }: { gateUp: ShapedMatrix; down: ShapedMatrix },

@@ -519,6 +519,8 @@ export const readsPending = (
 ): boolean =>
   n < TALL_ROWS && wideLoad(format, k) === format.loads[0] &&
   device.subgroupSize > 0 &&
+  mostThreads(device) >=
+    (defaultsFor(device).feedForward?.reads.WORKGROUP ?? 0) &&
   4 * k + 1024 <= device.limits.maxComputeWorkgroupStorageSize;
 
 function chooseOneRow(shape: LinearShape, device: Capabilities): LinearChoice {

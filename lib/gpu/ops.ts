@@ -252,13 +252,14 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   #buffers = new Map<string, Tensor>();
   /** What verbs have left for those that follow. */
   #recording = new Recording(false);
-  /** The same of each plan: another pass may be recorded between two verbs. */
+  /** That of each plan: another pass may be recorded between two verbs. */
   #recordings = new WeakMap<Plan, Recording>();
   /**
    * Whether attention of few keys and the matmul of its result may be one dispatch, and so may
    * the matmuls of an MLP, if that pays off. What is between them is then in no buffer.
    */
   joins = true;
+
   constructor(
     readonly gpu: Gpu,
     readonly config: Qwen3Config,

@@ -7,7 +7,7 @@ import { turns } from "../dispatch/rests.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 
-/** Returned instead of tokens if a key or value did not fit the cache's type. */
+/** Returned instead of tokens if the cache's flags say that something did not fit. */
 export const OVERFLOW: readonly number[] = [];
 
 /** Observes how long the host spends waiting and reading. */
@@ -96,7 +96,7 @@ export class RingReader implements Disposable {
   /**
    * Like {@linkcode read}, of sequences at steps of their own: `steps` tokens of sequence
    * `s` from step `begins[s]` on, of the first ones. If each has several words in the ring,
-   * so does the result. undefined if a key or value did not fit the cache's type.
+   * so does the result. undefined if the cache's flags say that something did not fit.
    */
   async readEach(
     begins: readonly number[],

@@ -165,7 +165,7 @@ export class GpuRows implements Rows {
   preparedMs = 0;
   /** Called when the cache was replaced by one of f32. */
   onWidened?: () => void;
-  /** Called after sums of an MLP did not fit what holds them. */
+  /** Called after sums of an MLP did not fit; see {@linkcode GpuRunner.widen}. */
   onSeparated?: () => void;
   /** Compiles in several threads where that pays off; elsewhere asks for no shaders. */
   compileAhead?: (shaders: () => readonly Shader[]) => Promise<void>;
@@ -446,8 +446,7 @@ export class GpuRows implements Rows {
     const { dtype, context, flags } = this.#cache, { pages } = this;
     if (await sumsOverflowed([flags])) {
       this.onSeparated?.();
-      const size = { slots: this.#slots, context, pages, dtype };
-      return this.#use(await createCache(this.#ops, size));
+      return this.#forget();
     }
     if (dtype === "f32") {
       throw new DeviceError(

@@ -68,10 +68,10 @@ const WIDENED: Choice = {
 
 /** Why attention with o_proj, and an MLP, are no longer one dispatch. */
 const SEPARATED: Choice = {
-  what: "MLP of one row",
+  what: "MLP and attention of one row",
   value: "a dispatch for each matmul",
   reason:
-    "a value was too large for sums in fixed point, 2²⁰ or 2²⁰ times its row, or not a number",
+    "an MLP's result was not a number, or too large for sums in fixed point: 2²⁰, or 2²⁰ times the root mean square of a smaller row",
 };
 
 /** {@linkcode Runner} on a GPU. */
@@ -165,7 +165,7 @@ export class GpuRunner implements Runner {
     await this.#compileAhead(() => passes.shaders(batches), signal);
     for (const part of readTogether(batches)) {
       let values = await states.run(part, texts, signal);
-      while (values === undefined) { // some did not fit an f16 cache
+      while (values === undefined) { // something did not fit
         await this.widen();
         states = this.#states = new GpuStates(this.#one, this.prefillRows);
         values = await states.run(part, texts, signal);
@@ -265,7 +265,7 @@ export class GpuRunner implements Runner {
           yield ids;
         }
       }
-      // Continue after the accepted tokens with an f32 cache, which holds any value.
+      // Continue after the accepted tokens, with a cache or kernels that hold any value.
       if (overflow) await this.widen(several);
       cached = 0;
     }
@@ -363,6 +363,7 @@ export class GpuRunner implements Runner {
     this.#states?.[Symbol.dispose]();
     this.#states = undefined;
     if (overflowed) {
+      this.#one.cache.reset(); // it may hold tokens of an aborted run that overflowed
       this.#one.forget();
       several?.forget();
       return this.#separate();

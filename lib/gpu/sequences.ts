@@ -186,7 +186,10 @@ export class GpuSequences implements Disposable {
     const wanted = { all, ends, states };
     const recording = forward(ops, this.weights, input, cache, wanted);
     let verb = recording.next();
-    for (; !verb.done; verb = recording.next(verb.value)) yield;
+    for (; !verb.done; verb = recording.next(verb.value)) {
+      yield;
+      ops.plan = plan; // another pass may have been recorded
+    }
     const pass = { plan, input, ends, logits: verb.value };
     this.#passes.set(key, pass);
     unfinished.move();

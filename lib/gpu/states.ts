@@ -77,7 +77,7 @@ export class GpuStates implements Disposable {
 
   /**
    * Computes the states of the texts in `batches`, one after another, `[texts, hidden]`;
-   * undefined if a key or value did not fit the cache's type.
+   * undefined if the cache's flags say that something did not fit.
    */
   async run(
     batches: readonly StateBatch[],
@@ -91,7 +91,7 @@ export class GpuStates implements Disposable {
     const shape = [count * hiddenSize + 1];
     using all = Tensor.create(gpu, "f32", shape, undefined, "states");
     state.write(0, new Uint32Array(FLAG_WORDS));
-    let overflow = false, at = 0;
+    let at = 0;
     for (const batch of batches) {
       const some = batch.texts.map((text) => texts[text]);
       let states: Tensor;
@@ -99,7 +99,8 @@ export class GpuStates implements Disposable {
         states = await this.#short(some, batch.tokens, signal);
       } else {
         states = await this.#long(some[0], signal);
-        overflow ||= (await one.cache.flags.read())[0] !== 0;
+        // The next text clears the flags.
+        if ((await one.cache.flags.read())[0] !== 0) return undefined;
       }
       const bytes = 4 * some.length * hiddenSize;
       copy(states, all, at, bytes);
@@ -107,8 +108,7 @@ export class GpuStates implements Disposable {
     }
     copy(state, all, at, 4);
     const values = await all.read();
-    overflow ||= values.at(-1) !== 0;
-    return overflow ? undefined : values.subarray(0, -1);
+    return values.at(-1) === 0 ? values.subarray(0, -1) : undefined;
   }
 
   /** Runs texts together, each padded to `tokens` tokens. */
@@ -212,7 +212,10 @@ export class GpuStates implements Disposable {
       states: true,
     });
     let verb = verbs.next();
-    for (; !verb.done; verb = verbs.next(verb.value)) yield;
+    for (; !verb.done; verb = verbs.next(verb.value)) {
+      yield;
+      ops.plan = plan; // another pass may have been recorded
+    }
     const pass = { plan, input, ends, states: verb.value };
     this.#passes.set(key, pass);
     unfinished.move();

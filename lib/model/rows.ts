@@ -119,12 +119,13 @@ export interface Rows extends Paging, Disposable {
   /**
    * Waits for the steps that were started. Returns each row's tokens, a single one of a row
    * with a mask, and with a `FAULT`
-   * (lib/dispatch/sampling.ts) where logits cannot be sampled from; undefined if a key or
-   * value did not fit the cache's type, so that nothing in the cache can be relied on.
+   * (lib/dispatch/sampling.ts) where logits cannot be sampled from; undefined if a key,
+   * a value or a sum did not fit what holds it, so that nothing in the cache can be relied on.
    */
   take(): Promise<readonly SampledTokens[] | undefined>;
   /**
-   * Replaces the cache with an empty f32 one, after {@linkcode take} gave undefined.
+   * After {@linkcode take} gave undefined, replaces the cache with an empty f32 one, or empties
+   * it and goes on with other kernels, as the case may be.
    *
    * @throws {MemoryError} if the device has too little memory; the cache then stays.
    */
