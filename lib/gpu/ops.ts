@@ -324,8 +324,8 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       ungated = recording.ungated.get(x.buffer);
     if (ungated) return this.#feedForward(ungated, w, residual);
     const next = after && { norm: after[0], w: after[1] };
-    const unprojected = this.#recording.unprojected.get(x.buffer);
-    this.#recording.unprojected.delete(x.buffer);
+    const unprojected = recording.unprojected.get(x.buffer);
+    recording.unprojected.delete(x.buffer);
     // A kernel that read the residual has written it with what was pending.
     const y = recording.whole.get(residual.buffer) ?? residual;
     recording.whole.delete(residual.buffer);

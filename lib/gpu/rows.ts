@@ -21,7 +21,6 @@ import { chooseSampling } from "../dispatch/sampling.ts";
 import { DeviceError } from "../errors.ts";
 import { cachedParts, type CacheDtype } from "../formats/cached.ts";
 import type { Matrix } from "../formats/matrix.ts";
-import { familyOf } from "../model/families.ts";
 import type { Weights } from "../model/family.ts";
 import type { CachePass } from "../model/kv_cache.ts";
 import {
@@ -44,6 +43,7 @@ import { Tensor } from "../webgpu/tensor.ts";
 import { GpuKvCache, sumsOverflowed } from "./kv_cache.ts";
 import type { GpuOps } from "./ops.ts";
 import type { Paces } from "./paces.ts";
+import { recordVerbs } from "./record.ts";
 import { RingReader } from "./ring_reader.ts";
 import { StepTime, type Submitted } from "./step_time.ts";
 import {
@@ -673,22 +673,12 @@ export class GpuRows implements Rows {
     const ends = reads
       ? owned("last row", Uint32Array.of(shape.tokens - 1))
       : undefined;
-    const { forward } = familyOf(ops.config);
-    // Another pass may be recorded between two verbs.
-    const begin = () => {
-      ops.plan = plan;
-      cache.record(shape);
-    };
-    begin();
-    const wanted = { ends, states: reads };
-    const verbs = forward(ops, this.weights, input, cache, wanted);
-    let verb = verbs.next();
-    for (; !verb.done; verb = verbs.next(verb.value)) {
-      yield;
-      begin();
-    }
+    const result = yield* recordVerbs(ops, {
+      ...{ weights: this.weights, input, plan, cache, shape },
+      wanted: { ends, states: reads },
+    });
     unfinished.move();
-    return { plan, input, result: verb.value, time: new StepTime() };
+    return { plan, input, result, time: new StepTime() };
   }
 
   get #stepAt() {

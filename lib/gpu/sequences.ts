@@ -13,8 +13,8 @@ import { GpuKvCache } from "./kv_cache.ts";
 import type { GpuOps } from "./ops.ts";
 import { Plan } from "../webgpu/plan.ts";
 import { type Paces, pacesOf } from "./paces.ts";
-import { familyOf } from "../model/families.ts";
 import type { Weights } from "../model/family.ts";
+import { recordVerbs } from "./record.ts";
 import { RingReader } from "./ring_reader.ts";
 import type { Shader } from "../webgpu/pipeline.ts";
 import { SamplerState } from "./sample.ts";
@@ -178,19 +178,14 @@ export class GpuSequences implements Disposable {
       ? this.state.tokens
       : Tensor.create(gpu, "u32", [rows], undefined, "prompt");
     if (!whole) plan.own(input);
-    ops.plan = plan;
-    this.#cache.record(shape);
-    const { forward } = familyOf(ops.config), cache = this.#cache;
     const hasEnds = states || tokens > 1 && !all;
     const ends = hasEnds ? lastRows(plan, shape) : undefined;
     const wanted = { all, ends, states };
-    const recording = forward(ops, this.weights, input, cache, wanted);
-    let verb = recording.next();
-    for (; !verb.done; verb = recording.next(verb.value)) {
-      yield;
-      ops.plan = plan; // another pass may have been recorded
-    }
-    const pass = { plan, input, ends, logits: verb.value };
+    const logits = yield* recordVerbs(ops, {
+      ...{ weights: this.weights, input, plan, cache: this.#cache },
+      ...{ shape, wanted },
+    });
+    const pass = { plan, input, ends, logits };
     this.#passes.set(key, pass);
     unfinished.move();
     return pass;
@@ -321,11 +316,6 @@ export class GpuSequences implements Disposable {
     return this.#firstLogits ?? last!;
   }
 
-  /** Has passes recorded again. */
-  forget(): void {
-    this.#forgetPasses();
-  }
-
   /** Replaces the cache with an empty f32 one after a value did not fit f16. */
   async widen(): Promise<void> {
     const { sequences, context, dtype } = this.#cache,
@@ -335,7 +325,7 @@ export class GpuSequences implements Disposable {
         "Cannot continue: a key or value is not a finite f32, so the weights or the device are faulty",
       );
     }
-    this.#forgetPasses();
+    this.forget();
     this.#cache[Symbol.dispose]();
     this.#cache = await GpuKvCache.create(
       gpu,
@@ -347,13 +337,14 @@ export class GpuSequences implements Disposable {
     this.state.lengths = this.#cache.lengthsOnDevice;
   }
 
-  #forgetPasses(): void {
+  /** Has passes recorded again. */
+  forget(): void {
     for (const { plan } of this.#passes.values()) plan[Symbol.dispose]();
     this.#passes.clear();
   }
 
   [Symbol.dispose](): void {
-    this.#forgetPasses();
+    this.forget();
     this.#own[Symbol.dispose]();
     this.#cache[Symbol.dispose]();
   }

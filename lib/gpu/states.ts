@@ -9,7 +9,7 @@ import { Rests } from "../dispatch/rests.ts";
 import { padBatch, type StateBatch } from "../dispatch/state_batches.ts";
 import { storedAs } from "../formats/cached.ts";
 import type { Matrix } from "../formats/matrix.ts";
-import { familyOf } from "../model/families.ts";
+import { recordVerbs } from "./record.ts";
 import type { Weights } from "../model/family.ts";
 import type { Shader } from "../webgpu/pipeline.ts";
 import { Plan } from "../webgpu/plan.ts";
@@ -204,19 +204,12 @@ export class GpuStates implements Disposable {
       shared,
     });
     plan.own(cache);
-    cache.record({ first: 0, sequences, tokens });
-    ops.plan = plan;
-    const { forward } = familyOf(config);
-    const verbs = forward(ops, this.#weights, input, cache, {
-      ends,
-      states: true,
+    const states = yield* recordVerbs(ops, {
+      ...{ weights: this.#weights, input, plan, cache },
+      shape: { first: 0, sequences, tokens },
+      wanted: { ends, states: true },
     });
-    let verb = verbs.next();
-    for (; !verb.done; verb = verbs.next(verb.value)) {
-      yield;
-      ops.plan = plan; // another pass may have been recorded
-    }
-    const pass = { plan, input, ends, states: verb.value };
+    const pass = { plan, input, ends, states };
     this.#passes.set(key, pass);
     unfinished.move();
     return pass;

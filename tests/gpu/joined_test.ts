@@ -18,15 +18,8 @@ import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, Trial } from "../support/gpu.ts";
 import { copyCheckpoint, scaleWeights } from "../support/temp_checkpoint.ts";
 import type { Random } from "../support/random.ts";
-import { wrapGpu } from "../support/wrapped_gpu.ts";
+import { LARGE_NVIDIA, wrapGpu } from "../support/wrapped_gpu.ts";
 
-const LARGE = {
-  info: {
-    vendor: "nvidia",
-    description: "NVIDIA H200",
-    isFallbackAdapter: false,
-  },
-};
 const CONTEXT = 64;
 const PASS = { first: 0, sequences: 1, tokens: 1 };
 
@@ -86,7 +79,7 @@ class Model implements Disposable {
     this.tokens = Tensor.create(gpu, "u32", [1], new Uint32Array(1));
   }
 
-  /** A pass of one row; \`during\` is called after \`steps\` verbs. */
+  /** A pass of one row; `during` is called after `steps` verbs. */
   record(steps = Infinity, during = () => true): Recorded | undefined {
     const { ops, cache, tokens, gpu } = this;
     const plan = new Plan(gpu, cache.literals(1));
@@ -139,7 +132,7 @@ interface Recorded {
   logits: Tensor;
 }
 
-const large = () => openDevice({ gpu: wrapGpu(LARGE).gpu });
+const large = () => openDevice({ gpu: wrapGpu(LARGE_NVIDIA).gpu });
 const kernels = ({ plan }: Recorded) =>
   plan.dispatches.map(({ kernel }) => kernel);
 
@@ -211,7 +204,7 @@ gpuTest(
     const { tokenIds } = await cpu.generate(prompt, options);
     const load = async () =>
       await loadQwen3(folder.path, {
-        ...{ device: "gpu", gpu: wrapGpu(LARGE).gpu, onNotice: null },
+        ...{ device: "gpu", gpu: wrapGpu(LARGE_NVIDIA).gpu, onNotice: null },
       });
     const separated = (qwen: Qwen3) =>
       qwen.device.choices.filter(({ what }) => /^MLP and/.test(what));
@@ -241,7 +234,7 @@ gpuTest(
   "long texts whose last pass has one row are embedded although sums do not fit",
   async () => {
     await using folder = await withLarge(26);
-    const gpu = wrapGpu(LARGE).gpu;
+    const gpu = wrapGpu(LARGE_NVIDIA).gpu;
     using qwen = await loadQwen3(folder.path, {
       ...{ device: "gpu", gpu, onNotice: null, precision: "f32" },
     });

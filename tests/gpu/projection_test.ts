@@ -15,7 +15,7 @@ import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, Trial } from "../support/gpu.ts";
 import { makeCase } from "../support/kernel_case.ts";
-import { wrapGpu } from "../support/wrapped_gpu.ts";
+import { LARGE_NVIDIA, wrapGpu } from "../support/wrapped_gpu.ts";
 
 const SMALL: Qwen3Config = {
   ...parseSynthetic("synthetic:qwen3-0.6b?layers=2&vocab=61").config,
@@ -24,15 +24,6 @@ const SMALL: Qwen3Config = {
   numAttentionHeads: 4,
   numKeyValueHeads: 2,
   headDim: 64,
-};
-
-/** As on a large NVIDIA GPU, where nothing says that workgroups see each other's results. */
-const LARGE = {
-  info: {
-    vendor: "nvidia",
-    description: "NVIDIA H200",
-    isFallbackAdapter: false,
-  },
 };
 
 for (
@@ -44,7 +35,7 @@ for (
   gpuTest(
     `a step of few keys multiplies attention by o_proj in ${format} at once, and agrees with the CPU`,
     async (_, { draw }) => {
-      using gpu = await openDevice({ gpu: wrapGpu(LARGE).gpu });
+      using gpu = await openDevice({ gpu: wrapGpu(LARGE_NVIDIA).gpu });
       using trial = new Trial(gpu, draw);
       const { random } = trial, context = 520;
       const weights = mapWeights(qwen3.weights(SMALL), (spec) => {

@@ -21,6 +21,15 @@ export interface WrappedGpu {
   devices: GPUDevice[];
 }
 
+/** A large NVIDIA GPU, where nothing says that workgroups see each other's results. */
+export const LARGE_NVIDIA: Pretence = {
+  info: {
+    vendor: "nvidia",
+    description: "NVIDIA H200",
+    isFallbackAdapter: false,
+  },
+};
+
 /** Wraps `navigator.gpu`. */
 export function wrapGpu(pretence: Pretence): WrappedGpu {
   const { info = {}, limits = {}, without = [], memory } = pretence;
