@@ -1,3 +1,4 @@
+import { laneSteps } from "../lib/dispatch/capabilities.ts";
 import { chooseExpertGemv } from "../lib/dispatch/experts.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import { LANES } from "../lib/webgpu/wgsl.ts";
@@ -115,19 +116,13 @@ export const expertGemv = defineKernel<ExpertCase>({
   },
   derive: (c, { held, k, used, parts }) => {
     const units = Math.ceil(k / Number(c.W_UNIT));
-    const lanes = 1 << Number(c.LOG_LANES);
     const terms = c.EPILOGUE === "add" ? used : 1, loads = terms * units;
-    const most = Math.ceil(loads / lanes);
-    const steps = Math.max(1, Math.min(Number(c.STEPS), most));
     return {
       USED: used,
       TERMS: terms,
       EXPERT_ROWS: expertRows(held, c),
       UNITS: units,
-      LANES: lanes,
-      STEPS: steps,
-      CHUNKS: Math.ceil(loads / (lanes * steps)),
-      EXACT: loads % (lanes * steps) === 0 ? 1 : 0,
+      ...laneSteps(loads, c),
       FOURS: Number(c.W_UNIT) / 4,
       PARTS: parts ?? 0,
     };

@@ -1,8 +1,8 @@
-import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import { laneConstants, laneSteps } from "../lib/dispatch/capabilities.ts";
 import { misfit, whyNotFeedForward } from "../lib/dispatch/feed_forward.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
 import { matrixToF32, toF32 } from "../lib/formats/tensor.ts";
-import { LANES } from "../lib/webgpu/wgsl.ts";
+import { exchangeSums, LANES, ownedSum } from "../lib/webgpu/wgsl.ts";
 import { EPS, type Float, SUM, u32Tensor } from "./case.ts";
 import type { Cost, CostCall } from "./cost.ts";
 import { defineKernel } from "./define.ts";
@@ -79,7 +79,13 @@ const GATED = /* wgsl */ `
       gated[own] = gate / (1.0 + exp(-gate)) * up;
     }`;
 
-// A round of rows of down_proj.
+// Sums of a round of rows of down_proj.
+const SUMS = {
+  sums: "sums",
+  count: "PIECES",
+  log: "LOG_PIECES",
+  lane: "piece",
+};
 const DOWN = /* wgsl */ `
     @split var sums: array<f32, PIECES>;
     @unroll for (var s = 0; s < PIECES; s++) {
@@ -88,15 +94,8 @@ const DOWN = /* wgsl */ `
         sums[s] += dot(down_four[f](low[s]), gated_four(piece * DOWN_FOURS + f));
       }
     }
-    @unroll for (var b = 0; b < LOG_PIECES; b++) {
-      let upper = ((piece >> b) & 1u) == 1u;
-      @unroll for (var i = 0; i < (PIECES >> (b + 1)); i++) {
-        let kept = select(sums[i], sums[i + (PIECES >> (b + 1))], upper);
-        let sent = select(sums[i + (PIECES >> (b + 1))], sums[i], upper);
-        sums[i] = kept + subgroupShuffleXor(sent, 1u << b);
-      }
-    }
-    add_pending(u.k, turned(round * WORKGROUP + own * (WORKGROUP / PIECES) + tid / PIECES, wg.x), sums[0] / unit);`;
+    ${exchangeSums(SUMS)}
+    add_pending(u.k, turned(round * WORKGROUP + owned * (WORKGROUP / PIECES) + tid / PIECES, wg.x), sums[0] / unit);`;
 
 /**
  * The whole MLP of one row: `x += down · (silu(gate · n) · (up · n))`, where n is x,
@@ -144,14 +143,10 @@ export const feedForward = defineKernel<FeedForwardCase>({
       : misfit({ hidden: k, inner, pieces }, { threads, columns, lanes });
     if (problem) throw new Error(`Cannot run feedForward: ${problem}`);
     const units = k / Number(c.W_UNIT);
-    const steps = Math.min(Number(c.STEPS), Math.ceil(units / lanes));
     return {
-      LANES: lanes,
       INNER: inner,
       UNITS: units,
-      STEPS: steps,
-      CHUNKS: Math.ceil(units / (lanes * steps)),
-      EXACT: units % (lanes * steps) === 0 ? 1 : 0,
+      ...laneSteps(units, c),
       FOURS: Number(c.W_UNIT) / 4,
       TURNS: columns * lanes / threads,
       SHARE_STEPS: Math.ceil(threads / lanes / lanes),
@@ -215,13 +210,12 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   let mean = lanes_sum(all, tid) / f32(u.k);
   let factor = inverseSqrt(mean + u.eps);
   let unit = unit_of(mean); // the same in all workgroups
-  if (wg.x == 0u && tid == 0u) { atomicStore(&pending[2u * u.k + 1u], bitcast<u32>(unit)); }
+  if (wg.x == 0u && tid == 0u) { keep_unit(u.k, unit); }
   @if TURNS > 1 { for (var turn = 0u; turn < TURNS; turn++) { ${GATED} } }
   @else { let turn = 0u; ${GATED} }
   workgroupBarrier();
   // Which of a round's rows are this thread's in the end.
-  var own = 0u;
-  @unroll for (var b = 0; b < LOG_PIECES; b++) { own |= ((piece >> b) & 1u) << (LOG_PIECES - 1 - b); }
+  ${ownedSum(SUMS)}
   @if ROUNDS > 1 {
     for (var round = 0u; round < ROUNDS; round++) {
       @split var next: array<down_Raw, PIECES>;

@@ -1,6 +1,7 @@
 import {
   type Capabilities,
   laneConstants,
+  laneSteps,
 } from "../lib/dispatch/capabilities.ts";
 import type { LinearTarget } from "../lib/dispatch/keys.ts";
 import {
@@ -255,16 +256,9 @@ export const gemv = defineKernel<LinearCase>({
     }
     const units = Math.ceil(k / Number(c.W_UNIT)),
       lanes = 1 << Number(c.LOG_LANES);
-    const steps = Math.max(
-      1,
-      Math.min(Number(c.STEPS), Math.ceil(units / lanes)),
-    );
     return {
       UNITS: units,
-      LANES: lanes,
-      STEPS: steps,
-      CHUNKS: Math.ceil(units / (lanes * steps)),
-      EXACT: units % (lanes * steps) === 0 ? 1 : 0,
+      ...laneSteps(units, c),
       FOURS: Number(c.W_UNIT) / 4,
       ...(c.PENDING ? { ROW_FOURS: k / 4 } : {}),
       PARTS: parts ?? 0,

@@ -12,6 +12,7 @@ import type { LinearTarget } from "../lib/dispatch/keys.ts";
 import type { Tuning } from "../lib/dispatch/limits.ts";
 import { laneConstants } from "../lib/dispatch/capabilities.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
+import { exchangeSums, ownedSum } from "../lib/webgpu/wgsl.ts";
 
 /** What a workgroup takes at a time: number `i` of its blocks of ROWS rows of w. */
 const load = (into: string, i: string) => /* wgsl */ `
@@ -29,16 +30,11 @@ const load = (into: string, i: string) => /* wgsl */ `
       }
     }`;
 
-/** Adds up `acc` over lanes. Lane l < ROWS then has in `acc[0]` the sum of row \`owned\`. */
-const exchange = /* wgsl */ `
-    @unroll for (var b = 0; b < LOG_ROWS; b++) {
-      let upper = ((lane >> b) & 1u) == 1u;
-      @unroll for (var i = 0; i < (ROWS >> (b + 1)); i++) {
-        let kept = select(acc[i], acc[i + (ROWS >> (b + 1))], upper);
-        let sent = select(acc[i + (ROWS >> (b + 1))], acc[i], upper);
-        acc[i] = kept + subgroupShuffleXor(sent, 1u << b);
-      }
-    }
+/** The sums of the rows that a workgroup takes at a time. */
+const SUMS = { sums: "acc", count: "ROWS", log: "LOG_ROWS", lane: "lane" };
+
+/** Adds up `acc` over lanes. Lane l < ROWS then has in `acc[0]` the sum of row `owned`. */
+const exchange = /* wgsl */ `${exchangeSums(SUMS)}
     @unroll for (var b = LOG_ROWS; b < LOG_LANES; b++) { acc[0] += subgroupShuffleXor(acc[0], 1u << b); }`;
 
 /** Declarations and the kernel; `W_ROW` and `write` are those of gemv.ts. */
@@ -80,8 +76,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
   // The row of a block whose sum lane l < ROWS gets.
-  var owned = 0u;
-  @unroll for (var b = 0; b < LOG_ROWS; b++) { owned |= ((lane >> b) & 1u) << (LOG_ROWS - 1 - b); }
+${ownedSum(SUMS)}
   for (var round = 0u; round < rounds; round++) {
     @split var next: array<w_Raw, ROWS * STEPS>;
     ${load("next", "round + 1u")}

@@ -46,14 +46,16 @@ const COARSE = f32(1u << LOG_COARSE);
 const FINE = COARSE * f32(1u << LOG_FINE);`;
 
 /**
- * `unit_of(mean)` is the unit for a row with this mean of squares, and `add_pending(n, i, value)`
- * adds a value, divided by it, to sum i of n.
+ * `unit_of(mean)` is the unit for a row with this mean of squares, `keep_unit(n, unit)` stores it
+ * for those who read the n sums, and `add_pending(n, i, value)` adds a value, divided by it, to
+ * sum i.
  */
 export const ADD_PENDING = /* wgsl */ `${UNITS}
 fn unit_of(mean: f32) -> f32 {
   // Between 2⁻⁶³ and 1: a few large elements must not cost the others their digits.
   return bitcast<f32>(clamp(bitcast<u32>(sqrt(mean)) & 0x7f800000u, 0x20000000u, 0x3f800000u));
 }
+fn keep_unit(n: u32, unit: f32) { atomicStore(&pending[2u * n + 1u], bitcast<u32>(unit)); }
 fn add_pending(n: u32, i: u32, value: f32) {
   // Bits, because compilers may take NaN for impossible.
   if ((bitcast<u32>(value) & 0x7fffffffu) >= ${(127 + LOG_MOST) << 23}u) {

@@ -117,6 +117,22 @@ export function laneConstants(
 }
 
 /**
+ * Constants of kernels whose lanes share the `loads` of a row: STEPS of them, at most as many as
+ * are given, are in flight in a lane, in each of CHUNKS.
+ */
+export function laneSteps(loads: number, { LOG_LANES, STEPS }: Constants) {
+  const lanes = 1 << Number(LOG_LANES);
+  const most = Math.ceil(loads / lanes);
+  const steps = Math.max(1, Math.min(Number(STEPS), most));
+  return {
+    LANES: lanes,
+    STEPS: steps,
+    CHUNKS: Math.ceil(loads / (lanes * steps)),
+    EXACT: loads % (lanes * steps) === 0 ? 1 : 0,
+  };
+}
+
+/**
  * Constants for exactly `lanes` lanes that share a sum, through workgroup memory if
  * subgroups are smaller.
  */

@@ -106,6 +106,7 @@ export interface Defaults {
     /** Weights up to this many bytes are read from a copy in a texture. */
     copied?: number;
   };
+  /** The MLP of one row, where it is one dispatch. */
   feedForward?: FeedForwardConstants;
   /** Quantised blocks as integers. */
   int8: {

@@ -7,6 +7,7 @@ import {
   type Capabilities,
   laneConstants,
   mostBuffers,
+  mostThreads,
 } from "./capabilities.ts";
 import { defaultsFor } from "./defaults.ts";
 import { type Format, storedRowBytes } from "../formats/format.ts";
@@ -133,7 +134,7 @@ export function whyNotFeedForward(
   const lanes = 2 ** LOG_LANES;
   const bytes = 4 * (hidden + WORKGROUP / lanes + COLUMNS);
   const { maxComputeWorkgroupStorageSize: room } = limits;
-  const threads = limits.maxComputeInvocationsPerWorkgroup;
+  const threads = mostThreads({ limits });
   return !SUBGROUPS
     ? "lanes cannot exchange values"
     : WORKGROUP > threads || bytes > room

@@ -213,6 +213,32 @@ export function used(
   return kept.toReversed();
 }
 
+/** An array of sums in WGSL, a power of 2 of them, and the lanes that exchange them. */
+type Exchanged = Readonly<Record<"sums" | "count" | "log" | "lane", string>>;
+
+/**
+ * WGSL that adds up `count` = 2^`log` sums over as many lanes. Each step that exchanges values
+ * halves how many a lane has, until it has one, in `sums[0]`: that of {@linkcode ownedSum}.
+ */
+export const exchangeSums = (
+  { sums, count, log, lane }: Exchanged,
+): string => /* wgsl */ `
+    @unroll for (var b = 0; b < ${log}; b++) {
+      let upper = ((${lane} >> b) & 1u) == 1u;
+      @unroll for (var i = 0; i < (${count} >> (b + 1)); i++) {
+        let kept = select(${sums}[i], ${sums}[i + (${count} >> (b + 1))], upper);
+        let sent = select(${sums}[i + (${count} >> (b + 1))], ${sums}[i], upper);
+        ${sums}[i] = kept + subgroupShuffleXor(sent, 1u << b);
+      }
+    }`;
+
+/** WGSL that declares `owned`: which of the sums {@linkcode exchangeSums} leaves a lane. */
+export const ownedSum = (
+  { log, lane }: Pick<Exchanged, "log" | "lane">,
+): string => /* wgsl */ `
+  var owned = 0u;
+  @unroll for (var b = 0; b < ${log}; b++) { owned |= ((${lane} >> b) & 1u) << (${log} - 1 - b); }`;
+
 /** Initial value of running maxima: finite, below every score, and its exp is 0. */
 export const LOW = -3e38;
 

@@ -143,7 +143,7 @@ Deno.test("chunks of steps double up to a maximum, unless one took long", () => 
   assertEquals(after(2, 50, true), 2);
   assertEquals([after(16, 20, true), after(32, 20, true)], [32, 32]);
   assertEquals([after(32, 20, false), after(64, 20, false)], [64, 64]);
-  assertEquals(nextChunk(32, 20, { readsAtOnce: true }), 64); // nobody else waits
+  assertEquals(nextChunk(32, 20, { readsAtOnce: true }), 64); // no other request waits
   const apart = (steps: number, ms: number) =>
     nextChunk(steps, ms, { readsAtOnce: false, readsApart: true });
   assertEquals([apart(2, 1), apart(4, 15.9), apart(4, 16)], [4, 8, 4]);
