@@ -73,8 +73,8 @@ class Draws {
 const GREEDY = { temperature: 0, ignoreEos: true } as const;
 
 /**
- * Prompts with shared beginnings, as conversations have them: each is a random text, an
- * earlier one with its reply and more, or an earlier one that was edited.
+ * Prompts with shared beginnings, as conversations have them: the first is a long random
+ * text; others are an earlier one with its reply and more, or one that was edited.
  */
 async function makePool(
   qwen: Qwen3,
@@ -89,7 +89,8 @@ async function makePool(
     const { prompt, reply } = pool[draws.upTo(i)] ?? { prompt: [], reply: [] };
     const edited = prompt.slice(0, draws.upTo(prompt.length));
     const begin = draws.upTo(2) > 0 ? [...prompt, ...reply] : edited;
-    const next = [...begin, ...text(1 + draws.upTo(most / 4))].slice(-most);
+    const length = i > 0 ? 1 + draws.upTo(most / 4) : most;
+    const next = [...begin, ...text(length)].slice(-most);
     const run = await qwen.generate(next, { ...GREEDY, maxTokens });
     pool.push({ prompt: next, reply: run.tokenIds });
   }
