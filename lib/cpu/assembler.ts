@@ -107,6 +107,8 @@ export const i8x16 = {
   /** `swizzle`, but indices from 16 to 127 may give any byte. */
   relaxedSwizzle: simd(0x100),
   splat: simd(0x0f),
+  /** Bytes 0 to 15 are from the first operand, 16 to 31 from the second. */
+  shuffle: (...bytes: number[]): Instruction => op(0xfd, 0x0d, ...bytes),
   /** From two i16x8, signed; saturates. */
   narrow: simd(0x65),
   sub: simd(0x71),
@@ -139,8 +141,8 @@ export const i32x4 = {
   splat: simd(0x11),
   /** Four unsigned half words. */
   loadHalves: access(0xfd, 0x04),
-  /** From the first four half words, unsigned. */
-  extendLow: simd(0xa9),
+  /** From the first or last four half words, unsigned. */
+  extendUnsigned: [simd(0xa9), simd(0xaa)],
   shiftLeft: simd(0xab),
   shiftRight: simd(0xac),
   add: simd(0xae),

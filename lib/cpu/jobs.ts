@@ -7,6 +7,7 @@
  *
  * @module
  */
+import { bf16 } from "../formats/bf16.ts";
 import { f32 } from "../formats/f32.ts";
 import type { Format, SimdReader } from "../formats/format.ts";
 import { DOT_ROWS } from "./simd_code.ts";
@@ -18,6 +19,7 @@ import {
   TILE,
   type WasmKernels,
 } from "./wasm_kernels.ts";
+import { columnBytes, WIDE_COLUMNS, type WideTiles } from "./wasm_wide.ts";
 
 /** A memory that threads work on, and the kernels bound to it. */
 export interface BoundMemory {
@@ -141,9 +143,9 @@ const MASKS_BYTES = 8 * MASK_BYTES; // per order of elements
 /**
  * With at least this many rows of x, w is unpacked once for all of them; with fewer, while
  * it is multiplied, which takes less for 12 rows of bf16 and more for 16, less for 8 rows
- * of q8_0 and more for 8 of q4_k.
+ * of q8_0 and q4_k and more for 12 of q8_0.
  */
-const DIRECT_ROWS = { floats: 16, blocks: 8 };
+const DIRECT_ROWS = { floats: 16, blocks: 12 };
 
 /** Whether w is unpacked while it is multiplied by `rows` rows of x. */
 export const isDirect = (format: SimdFormat, rows: number): boolean =>
@@ -174,7 +176,9 @@ export const SCORES_BYTES = 1 << 20;
  * which stay in the L2 cache.
  */
 const HEADS_BYTES = 1 << 17;
-const THREAD_BYTES = TILE * PANEL_BYTES + SCORES_BYTES + HEADS_BYTES;
+/** Room for unpacked rows, then for their transposed columns. */
+const PANELS_BYTES = WIDE_COLUMNS * PANEL_BYTES + PANEL * columnBytes("f32");
+const THREAD_BYTES = PANELS_BYTES + SCORES_BYTES + HEADS_BYTES;
 
 /** Where a thread's own space begins; shared space follows that of the last thread. */
 export const threadSpace = (thread: number): number =>
@@ -205,11 +209,14 @@ const tailMask = (count: number, order: SimdReader["order"]) =>
 /** Row stride of packed x in bytes: whole groups of eight, and not a multiple of 4 KiB. */
 export const packedBytes = (k: number): number => 4 * Math.ceil(k / 8) * 8 + 64;
 
-/** Row stride of results in bytes, with room for the kernels' whole last step. */
-export const resultBytes = (n: number): number => 16 * Math.ceil(n / 4) + 16;
+/** Row stride of results in bytes, with room for a whole step of the kernels at the end. */
+export const resultBytes = (n: number): number =>
+  16 * Math.ceil((n + WIDE_COLUMNS - 1) / 4) + 16;
 
 /** Chunks are multiples of this many rows of w, so that kernels take whole steps. */
 export const CHUNK_ROWS = DOT_ROWS * TILE;
+/** Chunks for kernels that take WIDE_COLUMNS rows at once. */
+export const WIDE_CHUNK_ROWS = DOT_ROWS * CHUNK_ROWS;
 
 /**
  * Copies rows of x into work space, `rowBytes` apart, in the order in which the format of w
@@ -282,23 +289,22 @@ function multiply(
     }
     return;
   }
-  const panel = threadSpace(thread);
+  const panel = threadSpace(thread), { wide } = w;
+  const step = wide ? WIDE_COLUMNS : TILE;
   for (let r = 0; r < rows; r += ROW_BLOCK) {
+    const from = x + r * xBytes, some = Math.min(ROW_BLOCK, rows - r);
     for (let i = 0; i < k; i += PANEL) {
-      const width = Math.min(PANEL, k - i);
-      for (let j = 0; j < count; j += TILE) {
-        w.unpack(begin + j, Math.min(TILE, count - j), i, width, panel);
-        kernels.tiles(
-          x + r * xBytes + 4 * i,
-          xBytes,
-          Math.min(ROW_BLOCK, rows - r),
-          panel,
-          PANEL_BYTES,
-          Math.ceil(width / 8) * 32,
-          y + r * yBytes + 4 * j,
-          yBytes,
-          i,
-        );
+      const width = Math.min(PANEL, k - i), padded = 8 * Math.ceil(width / 8);
+      for (let j = 0; j < count; j += step) {
+        const n = Math.min(step, count - j), to = y + r * yBytes + 4 * j;
+        const xs = [from + 4 * i, xBytes, some] as const;
+        if (wide) {
+          const columns = wide.transpose(begin + j, n, i, width, panel);
+          wide.tiles(...xs, columns, padded, to, yBytes, i);
+        } else {
+          w.unpack(begin + j, n, i, width, panel);
+          kernels.tiles(...xs, panel, PANEL_BYTES, 4 * padded, to, yBytes, i);
+        }
       }
     }
   }
@@ -387,6 +393,68 @@ interface MatrixReader {
     width: number,
     panel: number,
   ): void;
+  /** Kernels for vectors of 256 bits, if V8 makes them. */
+  readonly wide?: {
+    /** As `unpack`, but transposes what it unpacks; returns where that is. */
+    transpose(
+      ...unpack: Parameters<MatrixReader["unpack"]>
+    ): number;
+    tiles: WideTiles;
+  };
+}
+
+/** Whether rows of a format are transposed as they are stored. */
+const isTransposed = (format: SimdFormat): boolean =>
+  format === bf16 || format === f32;
+
+/** The order in which `rows` rows of x are multiplied by a format. */
+export const orderOf = (
+  format: SimdFormat,
+  rows: number,
+  wide: boolean,
+): SimdReader["order"] =>
+  "factors" in format.simd ||
+    wide && isTransposed(format) && !isDirect(format, rows)
+    ? "straight"
+    : format.simd.order;
+
+/** How a matrix is read for vectors of 256 bits, if V8 makes them. */
+function wideReader(
+  kernels: WasmKernels,
+  { format, w, k }: Pick<MatmulJob, "format" | "w" | "k">,
+  unpack: MatrixReader["unpack"],
+): MatrixReader["wide"] {
+  const { transpose_bf16, transpose_f32, wideTiles_bf16, wideTiles_f32 } =
+    kernels;
+  if (!transpose_bf16 || !transpose_f32 || !wideTiles_bf16 || !wideTiles_f32) {
+    return undefined;
+  }
+  const own = SIMD_FORMATS[format];
+  if (!isTransposed(own)) {
+    return {
+      transpose(row, n, column, width, panel) {
+        unpack(row, n, column, width, panel);
+        const columns = panel + WIDE_COLUMNS * PANEL_BYTES;
+        const padded = 8 * Math.ceil(width / 8);
+        transpose_f32(panel, PANEL_BYTES, n, padded, 0, columns);
+        return columns;
+      },
+      tiles: wideTiles_f32,
+    };
+  }
+  const [transpose, tiles, bytes] = own === bf16
+    ? [transpose_bf16, wideTiles_bf16, 2]
+    : [transpose_f32, wideTiles_f32, 4];
+  const [rowBytes] = planeBytes(format, k);
+  return {
+    transpose(row, n, column, width, panel) {
+      const from = w + row * rowBytes + column * bytes;
+      const mask = tailMask(width % 8, "straight");
+      transpose(from, rowBytes, n, width, mask, panel);
+      return panel;
+    },
+    tiles,
+  };
 }
 
 function readerOf(
@@ -400,28 +468,41 @@ function readerOf(
     const { simd } = own as Format & { simd: SimdReader };
     const { bytes, order } = simd, rowBytes = p0;
     const dot = kernels[names.dot], mask = tailMask(k % 8, order);
-    const pair = kernels[names.dotPair], unpack = kernels[names.unpack];
+    const pair = kernels[names.dotPair], unpackRows = kernels[names.unpack];
+    const unpack: MatrixReader["unpack"] = (row, n, column, width, panel) =>
+      unpackRows(
+        w + row * rowBytes + column / 8 * bytes,
+        rowBytes,
+        n,
+        width,
+        tailMask(width % 8, order),
+        panel,
+        PANEL_BYTES,
+      );
     return {
       rowBytes,
       dot: (x, row, n, y) =>
         dot(x, w + row * rowBytes, rowBytes, n, k, mask, y, 0, 0),
       dotPair: (x, xBytes, row, n, y, yBytes) =>
         pair(x, w + row * rowBytes, rowBytes, n, k, mask, y, xBytes, yBytes),
-      unpack: (row, n, column, width, panel) =>
-        unpack(
-          w + row * rowBytes + column / 8 * bytes,
-          rowBytes,
-          n,
-          width,
-          tailMask(width % 8, order),
-          panel,
-          PANEL_BYTES,
-        ),
+      unpack,
+      wide: wideReader(kernels, { format, w, k }, unpack),
     };
   }
-  const dot = kernels[names.dotBlocks], unpack = kernels[names.unpackBlocks];
+  const dot = kernels[names.dotBlocks];
+  const unpackRows = kernels[names.unpackBlocks];
   const mask = (k: number) => tailMask(k / own.simd.group % 4, "straight");
-  const scratch = threadSpace(thread) + TILE * PANEL_BYTES, tail = mask(k);
+  const scratch = threadSpace(thread) + PANELS_BYTES, tail = mask(k);
+  const unpack: MatrixReader["unpack"] = (row, n, column, width, panel) => {
+    const [c0, c1, c2, c3] = planeBytes(format, column);
+    unpackRows(
+      w + row * p0 + c0,
+      w1 + row * p1 + c1,
+      w2 + row * p2 + c2,
+      w3 + row * p3 + c3,
+      ...[n, k, width, mask(width), panel, PANEL_BYTES, scratch] as const,
+    );
+  };
   return {
     rowBytes: p0 + p1 + p2 + p3,
     dot: (x, row, n, y) =>
@@ -432,16 +513,8 @@ function readerOf(
         w3 + row * p3,
         ...[x, n, k, tail, y, scratch] as const,
       ),
-    unpack: (row, n, column, width, panel) => {
-      const [c0, c1, c2, c3] = planeBytes(format, column);
-      unpack(
-        w + row * p0 + c0,
-        w1 + row * p1 + c1,
-        w2 + row * p2 + c2,
-        w3 + row * p3 + c3,
-        ...[n, k, width, mask(width), panel, PANEL_BYTES, scratch] as const,
-      );
-    },
+    unpack,
+    wide: wideReader(kernels, { format, w, k }, unpack),
   };
 }
 
@@ -474,7 +547,7 @@ function attention(
   );
   const [row, rows, pagesAt, position] = block;
   const rowBytes = 4 * headDim;
-  const scores = threadSpace(thread) + TILE * PANEL_BYTES;
+  const scores = threadSpace(thread) + PANELS_BYTES;
   const first = (kvHead * job.rows + row) * group * headBytes;
   const seen = position + rows; // keys that the last row attends to
   const scoreBytes = resultBytes(seen);

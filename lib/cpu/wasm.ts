@@ -5,8 +5,9 @@
  */
 import { type Dtype, elements } from "../dtype.ts";
 import { errorText } from "../errors.ts";
+import { host } from "../host.ts";
 import { f32 } from "../formats/f32.ts";
-import type { Format, SimdBlocks, SimdReader } from "../formats/format.ts";
+import type { Format, SimdBlocks } from "../formats/format.ts";
 import { type MatrixPart, rowsHeld } from "../formats/matrix.ts";
 import {
   type Attention,
@@ -24,11 +25,13 @@ import {
   encodeAttention,
   encodeMatmul,
   isDirect,
+  orderOf,
   packedBytes,
   packRows,
   resultBytes,
   SCORES_BYTES,
   threadSpace,
+  WIDE_CHUNK_ROWS,
   workBytes,
   writeMasks,
 } from "./jobs.ts";
@@ -81,6 +84,8 @@ export interface WasmChoice {
   kernel: "wasm-relaxed-simd" | "wasm-simd";
   reason: string;
   module: WebAssembly.Module;
+  /** Whether it has kernels for vectors of 256 bits. */
+  wide: boolean;
 }
 
 /** What this engine accepts, which does not change. */
@@ -93,6 +98,16 @@ let chosen: WasmChoice | { refusal: string } | undefined;
 export const chooseWasm = (): WasmChoice | { refusal: string } =>
   chosen ??= findWasm();
 
+/** What makes V8 join pairs of vectors. */
+const WIDE_FLAG = "--experimental-wasm-revectorize";
+const V8_FLAGS = "DENO_V8_FLAGS";
+
+/** Whether V8 was asked for vectors of 256 bits, as far as it can be known. */
+function wantsWide(): boolean {
+  const flags = host.isGranted("env", V8_FLAGS) ? host.env(V8_FLAGS) : "";
+  return flags?.split(",").includes(WIDE_FLAG) ?? false;
+}
+
 function findWasm(): WasmChoice | { refusal: string } {
   try {
     // A page that is not cross-origin isolated has such memory, but no SharedArrayBuffer.
@@ -100,17 +115,20 @@ function findWasm(): WasmChoice | { refusal: string } {
   } catch (error) {
     return { refusal: `WebAssembly has no shared memory: ${errorText(error)}` };
   }
-  const relaxed = wasmKernels(true, unsignedBytes() ? 8 : 7);
+  const wide = wantsWide();
+  const relaxed = wasmKernels(true, unsignedBytes() ? 8 : 7, wide);
   if (WebAssembly.validate(relaxed)) {
-    const reason = "WebAssembly has relaxed SIMD";
+    const reason = wide
+      ? `WebAssembly has relaxed SIMD, and V8 was asked for vectors of 256 bits (${V8_FLAGS})`
+      : "WebAssembly has relaxed SIMD";
     const module = new WebAssembly.Module(relaxed);
-    return { kernel: "wasm-relaxed-simd", reason, module };
+    return { kernel: "wasm-relaxed-simd", reason, module, wide };
   }
   const simd = wasmKernels(false);
   if (WebAssembly.validate(simd)) {
     const reason = "WebAssembly has SIMD, but not relaxed SIMD";
     const module = new WebAssembly.Module(simd);
-    return { kernel: "wasm-simd", reason, module };
+    return { kernel: "wasm-simd", reason, module, wide: false };
   }
   return { refusal: "WebAssembly has no SIMD" };
 }
@@ -121,7 +139,6 @@ interface Layout {
   format: number;
   /** Of a format of blocks. */
   blocks: SimdBlocks | undefined;
-  order: SimdReader["order"];
   /** Bytes of a row in each plane of w, in all of them, and in x. */
   rowBytes: readonly number[];
   wBytes: number;
@@ -135,7 +152,6 @@ function layoutOf(format: number, k: number): Layout {
   return {
     format,
     blocks,
-    order: "order" in simd ? simd.order : "straight",
     rowBytes,
     wBytes: rowBytes.reduce((sum, bytes) => sum + bytes),
     xBytes: packedBytes(k) + (blocks ? roundedBytes(blocks, k) : 0),
@@ -213,7 +229,8 @@ export class WasmCpuKernels implements CpuKernels {
   ): Work {
     const layout = this.#layout(w.format, k);
     if (!layout) return yield* this.#unpacked(x, rows, w, k, out, finish);
-    const { format, blocks, order, rowBytes, wBytes, xBytes } = layout;
+    const { format, blocks, rowBytes, wBytes, xBytes } = layout;
+    const { wide } = this.choice;
     const n = rowsHeld(w), yBytes = resultBytes(n);
     const fits = Math.floor(this.#room / (xBytes + yBytes));
     if (fits < 1) {
@@ -237,18 +254,21 @@ export class WasmCpuKernels implements CpuKernels {
     for (let done = 0; done < rows; done += most) {
       const count = Math.min(most, rows - done);
       const xAt = this.#space, yAt = xAt + count * xBytes;
+      const direct = isDirect(SIMD_FORMATS[format], count);
+      const order = orderOf(SIMD_FORMATS[format], count, wide);
       packRows(x.subarray(done * k), count, k, order, bound, xAt, xBytes);
-      if (blocks && isDirect(SIMD_FORMATS[format], count)) {
+      if (blocks && direct) {
         const round = kernels[roundRowName(blocks)];
         for (let r = 0; r < count; r++) {
           round(xAt + r * xBytes, k, this.integers ? MOST_OUTLYING : NEVER);
         }
       }
-      const slice = this.#sliceRows(count * k);
+      const step = wide && !direct ? WIDE_CHUNK_ROWS : CHUNK_ROWS;
+      const slice = this.#sliceRows(count * k, step);
       for (let begin = 0; begin < n; begin += slice) {
         if (begin > 0) yield;
         const some = Math.min(slice, n - begin);
-        const chunk = this.#chunkRows(some, wBytes * count);
+        const chunk = this.#chunkRows(some, wBytes * count, step);
         const [at, w1 = 0, w2 = 0, w3 = 0] = addresses.map((address, p) =>
           address + begin * rowBytes[p]
         );
@@ -322,22 +342,22 @@ export class WasmCpuKernels implements CpuKernels {
   }
 
   /** Rows of weights in a slice of work, if each takes `work` multiplications. */
-  #sliceRows(work: number): number {
+  #sliceRows(work: number, step: number): number {
     const { threads } = this.#pool;
-    const rows = Math.floor(SLICE / work / CHUNK_ROWS) * CHUNK_ROWS;
-    return threads * Math.max(CHUNK_ROWS, rows);
+    const rows = Math.floor(SLICE / work / step) * step;
+    return threads * Math.max(step, rows);
   }
 
   /**
    * Rows of weights in a chunk, if each takes `bytes` (of weights, times rows of x). Every
    * thread gets as many chunks.
    */
-  #chunkRows(n: number, bytes: number): number {
+  #chunkRows(n: number, bytes: number, step: number): number {
     const { threads } = this.#pool, share = n / threads;
     const each = Math.floor(share * bytes / CHUNK_BYTES);
     const rows = share / Math.max(1, Math.min(each, CHUNKS_EACH));
     const least = Math.max(n / MAX_CHUNKS, CHUNK_BYTES / bytes);
-    return CHUNK_ROWS * Math.ceil(Math.max(rows, least) / CHUNK_ROWS);
+    return step * Math.ceil(Math.max(rows, least) / step);
   }
 
   /** Copies or adds rows of results from work space to `out`. */

@@ -302,7 +302,7 @@ const readFrom =
     if (as === "half") return v128.loadSplat16(byte)(at);
     if (as === "halves") return i32x4.loadHalves(byte)(at);
     const bytes = v128.loadZero32(byte)(at);
-    return i32x4.extendLow(i16x8.extendLow(bytes));
+    return i32x4.extendUnsigned[0](i16x8.extendLow(bytes));
   };
 
 /** Builds `WasmKernels.dotBlocks_…`. */

@@ -44,6 +44,7 @@ import {
   unpackBlocks,
 } from "./wasm_blocks.ts";
 import { normRows } from "./wasm_norm.ts";
+import { type WideKernels, wideKernels } from "./wasm_wide.ts";
 import { isSuper, roundRow } from "./wasm_round.ts";
 import { dotSuperBlocks, roundSuperRow } from "./wasm_super_blocks.ts";
 
@@ -194,7 +195,8 @@ export type WasmKernels =
     evenFirst(x: number, eights: number): void;
     /** `g = silu(g) · u` in place, `count` elements (a multiple of 4). */
     swiglu(g: number, u: number, count: number): void;
-  };
+  }
+  & Partial<WideKernels>;
 
 /**
  * Rows of w, and of x, that `tiles` multiplies at once: 9 sums and 4 factors fit V8's 15
@@ -205,10 +207,12 @@ export const TILE = 3;
 /**
  * The module, with or without relaxed SIMD. With it, `bits` of quants are multiplied as
  * bytes: 7, or 8 if this engine takes them as unsigned, see {@linkcode unsignedBytes}.
+ * With `wide`, it has kernels for vectors of 256 bits.
  */
 export function wasmKernels(
   relaxed: boolean,
   bits: 7 | 8 = 7,
+  wide = false,
 ): Uint8Array<ArrayBuffer> {
   const instructions: Relaxed = relaxed
     ? {
@@ -255,6 +259,7 @@ export function wasmKernels(
     swiglu(mulAdd),
     normRows(),
     evenFirst(),
+    ...wide ? wideKernels(mulAdd) : [],
   ]);
 }
 

@@ -1,0 +1,211 @@
+/** The kernels for vectors of 256 bits, and V8, which makes such vectors if asked to. */
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { bind } from "../../lib/cpu/pool.ts";
+import { threadSpace, writeMasks } from "../../lib/cpu/jobs.ts";
+import { wasmKernels } from "../../lib/cpu/wasm_kernels.ts";
+import { columnBytes, WIDE_COLUMNS } from "../../lib/cpu/wasm_wide.ts";
+import { assertSums } from "../support/reference.ts";
+import { randomTest } from "../support/random.ts";
+import type { Outcome } from "../support/run_task.ts";
+
+const MODULE = new WebAssembly.Module(wasmKernels(true, 7, true));
+const ROOT = new URL("../../", import.meta.url);
+
+/** A memory full of NaN, but for the masks at its beginning. */
+function bound() {
+  const memory = new WebAssembly.Memory({
+    initial: 32,
+    maximum: 65536,
+    shared: true,
+  });
+  new Float32Array(memory.buffer).fill(NaN, threadSpace(0) / 4);
+  writeMasks(memory.buffer);
+  return bind(MODULE, memory);
+}
+
+for (const columns of ["bf16", "f32"] as const) {
+  const size = columns === "bf16" ? 2 : 4;
+
+  randomTest(
+    `${columns}: a matmul of any number of rows and columns`,
+    (random) => {
+      for (const n of [1, 7, 8, 9, 15, WIDE_COLUMNS]) {
+        for (const k of [1, 7, 8, 24, 61]) {
+          const rows = random.int(1, 15), padded = 8 * Math.ceil(k / 8);
+          const { memory, kernels } = bound();
+          const floats = new Float32Array(memory.buffer);
+          const words = new Uint32Array(memory.buffer);
+          const halves = new Uint16Array(memory.buffer);
+
+          // w: rows of k elements and some more that are not read, or are masked.
+          const wAt = threadSpace(0), stride = k + random.int(8, 20) & ~1;
+          const w = random.tensor("f32", [n, k], 1).data as Float32Array;
+          const bits = new Uint32Array(w.buffer);
+          for (let j = 0; j < n; j++) {
+            for (let i = 0; i < k; i++) {
+              const at = j * stride + i;
+              if (columns === "bf16") {
+                bits[j * k + i] &= 0xffff0000;
+                halves[wAt / 2 + at] = bits[j * k + i] >>> 16;
+              } else words[wAt / 4 + at] = bits[j * k + i];
+            }
+          }
+          // x: rows that are padded with zeros.
+          const xAt = 1 << 19, xBytes = 4 * padded + 64;
+          const x = random.tensor("f32", [rows, k], 1).data as Float32Array;
+          for (let r = 0; r < rows; r++) {
+            const begin = (xAt + r * xBytes) / 4;
+            floats.fill(0, begin, begin + padded);
+            floats.set(x.subarray(r * k, (r + 1) * k), begin);
+          }
+          const columnsAt = 1 << 20, yAt = 3 << 19, yBytes = 4 * 24;
+          const mask = k % 8 * 32;
+          kernels[`transpose_${columns}`]!(
+            wAt,
+            stride * size,
+            n,
+            k,
+            mask,
+            columnsAt,
+          );
+          const end = (columnsAt + padded * columnBytes(columns)) / 4;
+          assertEquals(floats[end], NaN, "writes past its columns");
+
+          const values = new Float64Array(rows * n);
+          const norms = new Float64Array(rows * n);
+          for (let r = 0; r < rows; r++) {
+            for (let j = 0; j < n; j++) {
+              for (let i = 0; i < k; i++) {
+                const product = x[r * k + i] * w[j * k + i];
+                values[r * n + j] += product;
+                norms[r * n + j] += Math.abs(product);
+              }
+            }
+          }
+          const multiply = (add: number) => {
+            kernels[`wideTiles_${columns}`]!(
+              xAt,
+              xBytes,
+              rows,
+              columnsAt,
+              padded,
+              yAt,
+              yBytes,
+              add,
+            );
+            const y = Array.from(
+              { length: rows },
+              (_, r) =>
+                floats.slice(
+                  (yAt + r * yBytes) / 4,
+                  (yAt + (r + 1) * yBytes) / 4,
+                ),
+            );
+            assert(
+              y.every((row) =>
+                row.subarray(WIDE_COLUMNS).every(Number.isNaN)
+              ) &&
+                Number.isNaN(floats[(yAt + rows * yBytes) / 4]),
+              "writes past its results",
+            );
+            return y.flatMap((row) => [...row.subarray(0, n)]);
+          };
+          const what = `[${rows}, ${k}] · [${n}, ${k}]`;
+          assertSums(multiply(0), { values, norms }, what, 1e-6);
+          const twice = values.map((value) => 2 * value);
+          const doubled = norms.map((norm) => 2 * norm);
+          assertSums(
+            multiply(512),
+            { values: twice, norms: doubled },
+            what,
+            1e-6,
+          );
+        }
+      }
+    },
+  );
+}
+
+const REVECTORIZE = "--experimental-wasm-revectorize";
+/** V8 optimises a function before its first call, so that what runs is what it joined. */
+const OPTIMIZED = `${REVECTORIZE},--no-liftoff,--no-wasm-lazy-compilation`;
+
+/** Runs Deno with these flags of V8. */
+async function deno(flags: string, args: readonly string[]): Promise<Outcome> {
+  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: [...args],
+    cwd: new URL("../../", import.meta.url),
+    env: { NO_COLOR: "1", DENO_V8_FLAGS: flags },
+  }).output();
+  const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+  return { code, stdout: text(stdout), stderr: text(stderr) };
+}
+
+/** Runs files of tests in such a process. */
+async function requireTests(args: readonly string[]): Promise<void> {
+  const test = ["test", "-A", "--no-check", "--no-lock", ...args];
+  const { code, stdout, stderr } = await deno(OPTIMIZED, test);
+  assertEquals(code, 0, stdout + stderr);
+  assertMatch(stdout, /[1-9]\d* passed \| 0 failed/);
+}
+
+/** Whether V8 has vectors of 256 bits here: then it knows the flag. */
+const { stdout: features } = await deno("--help", ["eval", ""]);
+if (/\bAVX2=1\b/.test(features)) {
+  Deno.test("V8 joins the pairs of both matmuls", async () => {
+    const { code, stdout, stderr } = await deno(
+      // One after the other, so that what V8 says of them is not mixed.
+      `${OPTIMIZED},--trace-wasm-revectorize,--wasm-num-compilation-tasks=0`,
+      ["run", "--no-check", "--no-lock", "tests/support/wide_module.ts"],
+    );
+    assertEquals(code, 0, stderr);
+    const joined = stdout.split("Begin revec function wasm-function#").slice(1)
+      .filter((said) => said.includes("Decided to vectorize"))
+      .map((said) => said[0]);
+    // Each transposition is followed by its matmul.
+    assertEquals(joined.sort(), ["1", "3"]);
+  });
+
+  Deno.test("what the CPU computes is right with vectors of 256 bits", async () => {
+    const cpu = ["ops", "wasm_blocks", "wasm_kernels"];
+    await requireTests(cpu.map((name) => `tests/cpu/${name}_test.ts`));
+  });
+
+  Deno.test("models are right with vectors of 256 bits", async () => {
+    const files = ["tests/golden_test.ts", "tests/gguf_golden_test.ts"];
+    const some = "/(tiny|stories|2layer).* on the cpu/";
+    await requireTests([...files, "--filter", some]);
+  });
+
+  Deno.test("vectors of 256 bits are a choice, and need permission to see the flag", async () => {
+    const reasonOf = async (flags: string, permissions: string[]) => {
+      const script = "tests/support/cpu_choice.ts";
+      const run = ["run", "--no-check", "--no-lock", ...permissions, script];
+      const { code, stdout, stderr } = await deno(flags, run);
+      assertEquals(code, 0, stderr);
+      return stdout.trim();
+    };
+    const wide =
+      "WebAssembly has relaxed SIMD, and V8 was asked for vectors of 256 bits (DENO_V8_FLAGS)";
+    const narrow = "WebAssembly has relaxed SIMD";
+    const others = "--no-wasm-lazy-compilation";
+    assertEquals(await reasonOf(`${others},${REVECTORIZE}`, ["-A"]), wide);
+    assertEquals(await reasonOf(others, ["-A"]), narrow);
+    assertEquals(
+      await reasonOf(REVECTORIZE, ["-A", "--deny-env=DENO_V8_FLAGS"]),
+      narrow,
+    );
+  });
+} else {
+  Deno.test("without AVX2, vectors have 128 bits", async () => {
+    const script = "tests/support/cpu_choice.ts";
+    const { stdout } = await deno("--no-wasm-lazy-compilation", [
+      "run",
+      "-A",
+      "--no-check",
+      "--no-lock",
+      script,
+    ]);
+    assert(!stdout.includes("256"), stdout);
+  });
+}
