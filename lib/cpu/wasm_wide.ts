@@ -172,6 +172,58 @@ function transpose(columns: Columns) {
   ]);
 }
 
+/** Loads columns of weights from `at` on, each as pairs of f32x4. */
+function columnLoader(
+  f: FunctionBuilder<string>,
+  columns: Columns,
+  at: Local,
+): { weights: Local[][]; load(column: number): Code[] } {
+  const halves = HALVES[columns];
+  const words = times(halves, () => f.local("v128"));
+  const pair = () => times(2, () => f.local("v128"));
+  const weights = times(WIDE_COLUMNS / 8, pair);
+  const load = (column: number, group: number) =>
+    words.map((own, h) => {
+      const byte = column * columnBytes(columns) + 16 * (group * halves + h);
+      return own.set(v128.load(byte)(at.get));
+    });
+  const widened = (half: number): Code => {
+    const [upper, lower] = words.map(({ get }) =>
+      i32x4.extendUnsigned[half](get)
+    );
+    const shifted = i32x4.shiftLeft(upper, i32.const(16));
+    return lower ? v128.or(shifted, lower) : shifted;
+  };
+  return {
+    weights,
+    load: (column) =>
+      weights.flatMap((pair, group) => [
+        ...load(column, group),
+        ...pair.map((weight, half) => weight.set(widened(half))),
+      ]),
+  };
+}
+
+/** Stores pairs of sums at `y`, added to what is there where `adds` has ones. */
+function storePairs(
+  f: FunctionBuilder<string>,
+  row: readonly (readonly Local[])[],
+  y: Local,
+  adds: Local,
+): Code[] {
+  const zero = f.local("v128");
+  return row.flatMap(([low, high], group) => [
+    // V8 begins to look for pairs at a sum of integers.
+    zero.set(v128.and(i32x4.add(low.get, high.get), f.ints(0))),
+    ...[low, high].map((sum, half) => {
+      const byte = 32 * group + 16 * half;
+      const before = v128.and(v128.load(byte)(y.get), adds.get);
+      const value = v128.or(sum.get, zero.get);
+      return v128.store(byte)(y.get, f32x4.add(value, before));
+    }),
+  ]);
+}
+
 function wideTiles(columns: Columns, mulAdd: MulAdd) {
   const f = new FunctionBuilder(`wideTiles_${columns}`, {
     x: "i32",
@@ -187,57 +239,25 @@ function wideTiles(columns: Columns, mulAdd: MulAdd) {
   const [r, end, wAt] = times(3, () => f.local("i32"));
   const xAt = times(WIDE_ROWS, () => f.local("i32"));
   const xs = times(WIDE_ROWS, () => f.local("v128"));
-  const halves = HALVES[columns], bytes = columnBytes(columns);
-  const words = times(halves, () => f.local("v128")), copy = f.local("v128");
-  const pair = () => times(2, () => f.local("v128"));
-  const weights = times(WIDE_COLUMNS / 8, pair);
-  const sums = times(WIDE_ROWS, () => times(WIDE_COLUMNS / 8, pair));
-  const pairs = f.local("v128"), adds = f.local("v128");
+  const copy = f.local("v128"), adds = f.local("v128");
+  const { weights, load } = columnLoader(f, columns, wAt);
+  const sums = times(
+    WIDE_ROWS,
+    () => weights.map((pair) => pair.map(() => f.local("v128"))),
+  );
 
-  /** Loads a column of w. */
-  const load = (column: number): Code[] =>
-    weights.flatMap((pair, g) => [
-      ...words.map((own, h) =>
-        own.set(
-          v128.load(column * bytes + 16 * (g * halves + h))(
-            wAt.get,
-          ),
-        )
-      ),
-      ...pair.map((weight, half) => {
-        const [upper, lower] = words.map(({ get }) =>
-          i32x4.extendUnsigned[half](get)
-        );
-        const shifted = i32x4.shiftLeft(upper, i32.const(16));
-        return weight.set(lower ? v128.or(shifted, lower) : shifted);
-      }),
-    ]);
   /** Multiplies a column by `count` rows of x. */
   const multiply = (column: number, count: number): Code[] =>
     times(count, (i) => [
       // V8 makes one load of this that copies to all lanes.
       copy.set(f32x4.shuffle(...Array(4).fill(column))(xs[i].get, xs[i].get)),
-      ...weights.flatMap((pair, g) =>
+      ...weights.flatMap((pair, group) =>
         pair.map((weight, half) => {
-          const sum = sums[i][g][half];
+          const sum = sums[i][group][half];
           return sum.set(mulAdd(weight.get, copy.get, sum.get));
         })
       ),
     ]).flat();
-  /** Stores the sums of a row. */
-  const store = (row: readonly (readonly Local[])[]): Code[] => [
-    ...row.flatMap(([low, high], g) => [
-      // Where V8 begins to look for pairs; its value is 0.
-      pairs.set(v128.and(i32x4.add(low.get, high.get), f.ints(0))),
-      ...[low, high].map((sum, half) => {
-        const at = 32 * g + 16 * half;
-        const before = v128.and(v128.load(at)(y.get), adds.get);
-        const value = v128.or(sum.get, pairs.get);
-        return v128.store(at)(y.get, f32x4.add(value, before));
-      }),
-    ]),
-    increase(y, yBytes.get),
-  ];
   const tile = (count: number): Code[] => [
     ...times(
       count,
@@ -251,9 +271,12 @@ function wideTiles(columns: Columns, mulAdd: MulAdd) {
       ...times(STEP, (column) => [...load(column), ...multiply(column, count)])
         .flat(),
       ...times(count, (i) => increase(xAt[i], 4 * STEP)),
-      increase(wAt, STEP * bytes),
+      increase(wAt, STEP * columnBytes(columns)),
     ]),
-    ...sums.slice(0, count).flatMap(store),
+    ...sums.slice(0, count).flatMap((row) => [
+      ...storePairs(f, row, y, adds),
+      increase(y, yBytes.get),
+    ]),
     increase(x, i32.mul(i32.const(count), xBytes.get)),
     increase(r, count),
   ];
