@@ -9,7 +9,6 @@ import { randomTest } from "../support/random.ts";
 import type { Outcome } from "../support/run_task.ts";
 
 const MODULE = new WebAssembly.Module(wasmKernels(true, 7, true));
-const ROOT = new URL("../../", import.meta.url);
 
 /** A memory full of NaN, but for the masks at its beginning. */
 function bound() {
