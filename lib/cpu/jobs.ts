@@ -19,7 +19,12 @@ import {
   TILE,
   type WasmKernels,
 } from "./wasm_kernels.ts";
-import { columnBytes, WIDE_COLUMNS, type WideTiles } from "./wasm_wide.ts";
+import {
+  columnBytes,
+  WIDE_COLUMNS,
+  wideOf,
+  type WideTiles,
+} from "./wasm_wide.ts";
 
 /** A memory that threads work on, and the kernels bound to it. */
 export interface BoundMemory {
@@ -142,14 +147,32 @@ const MASK_BYTES = 32;
 const MASKS_BYTES = 8 * MASK_BYTES; // per order of elements
 /**
  * With at least this many rows of x, w is unpacked once for all of them; with fewer, while
- * it is multiplied, which takes less for 12 rows of bf16 and more for 16, less for 8 rows
- * of q8_0 and q4_k and more for 12 of q8_0.
+ * it is multiplied. That is faster for 8 rows of q8_0 and q4_k, slower for 12 of q8_0;
+ * faster for 16 rows of f16, slower for 32.
  */
-const DIRECT_ROWS = { floats: 16, blocks: 12 };
+const DIRECT_ROWS = { f16: 16, blocks: 12, wide: 12 };
 
-/** Whether w is unpacked while it is multiplied by `rows` rows of x. */
-export const isDirect = (format: SimdFormat, rows: number): boolean =>
-  rows < DIRECT_ROWS[isBlocks(format) ? "blocks" : "floats"];
+/** Whether an element is unpacked by one instruction, and transposed as it is stored. */
+const isPlain = (format: SimdFormat): boolean =>
+  format === bf16 || format === f32;
+
+/**
+ * Whether w is unpacked while it is multiplied by `rows` rows of x, with kernels for
+ * vectors of 256 bits if `wide`. Without them that is always faster for bf16 and f32.
+ */
+export const isDirect = (
+  format: SimdFormat,
+  rows: number,
+  wide: boolean,
+): boolean =>
+  rows <
+    (wide
+      ? DIRECT_ROWS.wide
+      : isBlocks(format)
+      ? DIRECT_ROWS.blocks
+      : isPlain(format)
+      ? Infinity
+      : DIRECT_ROWS.f16);
 /** Bytes of w for several rows of x. Not measured: they fit an L1 cache of 32 KiB. */
 const WARM_BYTES = 1 << 15;
 /**
@@ -213,10 +236,12 @@ export const packedBytes = (k: number): number => 4 * Math.ceil(k / 8) * 8 + 64;
 export const resultBytes = (n: number): number =>
   16 * Math.ceil((n + WIDE_COLUMNS - 1) / 4) + 16;
 
+/** The most results in a row of `bytes`, a multiple of 16. */
+export const mostResults = (bytes: number): number =>
+  (bytes - 16) / 4 - (WIDE_COLUMNS - 1);
+
 /** Chunks are multiples of this many rows of w, so that kernels take whole steps. */
 export const CHUNK_ROWS = DOT_ROWS * TILE;
-/** Chunks for kernels that take WIDE_COLUMNS rows at once. */
-export const WIDE_CHUNK_ROWS = DOT_ROWS * CHUNK_ROWS;
 
 /**
  * Copies rows of x into work space, `rowBytes` apart, in the order in which the format of w
@@ -266,7 +291,7 @@ const warmRows = (rowBytes: number): number =>
   4 * DOT_ROWS *
   Math.max(1, Math.floor(WARM_BYTES / rowBytes / (4 * DOT_ROWS)));
 
-/** Computes `count` columns of y, starting at `begin`, a multiple of CHUNK_ROWS. */
+/** Computes `count` columns of y, starting at `begin`, where a chunk does. */
 function multiply(
   kernels: WasmKernels,
   job: Omit<MatmulJob, "n" | "chunk">,
@@ -276,7 +301,8 @@ function multiply(
   thread: number,
 ): void {
   const { x, xBytes, rows, k, yBytes } = job, y = job.y + begin * 4;
-  if (isDirect(SIMD_FORMATS[job.format], rows)) {
+  const { wide } = w;
+  if (isDirect(SIMD_FORMATS[job.format], rows, wide !== undefined)) {
     const height = w.dotPair ? 2 : 1;
     const step = rows <= height ? count : warmRows(w.rowBytes);
     for (let j = 0; j < count; j += step) {
@@ -289,7 +315,7 @@ function multiply(
     }
     return;
   }
-  const panel = threadSpace(thread), { wide } = w;
+  const panel = threadSpace(thread);
   const step = wide ? WIDE_COLUMNS : TILE;
   for (let r = 0; r < rows; r += ROW_BLOCK) {
     const from = x + r * xBytes, some = Math.min(ROW_BLOCK, rows - r);
@@ -393,7 +419,7 @@ interface MatrixReader {
     width: number,
     panel: number,
   ): void;
-  /** Kernels for vectors of 256 bits, if V8 makes them. */
+  /** How it is read for vectors of 256 bits, if the module has kernels for them. */
   readonly wide?: {
     /** As `unpack`, but transposes what it unpacks; returns where that is. */
     transpose(
@@ -403,10 +429,6 @@ interface MatrixReader {
   };
 }
 
-/** Whether rows of a format are transposed as they are stored. */
-const isTransposed = (format: SimdFormat): boolean =>
-  format === bf16 || format === f32;
-
 /** The order in which `rows` rows of x are multiplied by a format. */
 export const orderOf = (
   format: SimdFormat,
@@ -414,37 +436,34 @@ export const orderOf = (
   wide: boolean,
 ): SimdReader["order"] =>
   "factors" in format.simd ||
-    wide && isTransposed(format) && !isDirect(format, rows)
+    wide && isPlain(format) && !isDirect(format, rows, wide)
     ? "straight"
     : format.simd.order;
 
-/** How a matrix is read for vectors of 256 bits, if V8 makes them. */
+/** How a matrix is read for vectors of 256 bits, if the module has kernels for them. */
 function wideReader(
   kernels: WasmKernels,
   { format, w, k }: Pick<MatmulJob, "format" | "w" | "k">,
   unpack: MatrixReader["unpack"],
 ): MatrixReader["wide"] {
-  const { transpose_bf16, transpose_f32, wideTiles_bf16, wideTiles_f32 } =
-    kernels;
-  if (!transpose_bf16 || !transpose_f32 || !wideTiles_bf16 || !wideTiles_f32) {
-    return undefined;
-  }
+  const wide = wideOf(kernels);
+  if (!wide) return undefined;
   const own = SIMD_FORMATS[format];
-  if (!isTransposed(own)) {
+  if (!isPlain(own)) {
     return {
       transpose(row, n, column, width, panel) {
         unpack(row, n, column, width, panel);
         const columns = panel + WIDE_COLUMNS * PANEL_BYTES;
         const padded = 8 * Math.ceil(width / 8);
-        transpose_f32(panel, PANEL_BYTES, n, padded, 0, columns);
+        wide.transpose_f32(panel, PANEL_BYTES, n, padded, 0, columns);
         return columns;
       },
-      tiles: wideTiles_f32,
+      tiles: wide.wideTiles_f32,
     };
   }
   const [transpose, tiles, bytes] = own === bf16
-    ? [transpose_bf16, wideTiles_bf16, 2]
-    : [transpose_f32, wideTiles_f32, 4];
+    ? [wide.transpose_bf16, wide.wideTiles_bf16, 2]
+    : [wide.transpose_f32, wide.wideTiles_f32, 4];
   const [rowBytes] = planeBytes(format, k);
   return {
     transpose(row, n, column, width, panel) {

@@ -23,7 +23,7 @@ export type { CpuInfo, CpuTensor };
 
 /**
  * The most threads. Not measured: no machine known to us has more cores, and the work
- * space of each takes 1 MB.
+ * space of each takes 1.2 MB.
  */
 export const MOST_THREADS = 256;
 

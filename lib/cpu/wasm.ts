@@ -5,10 +5,10 @@
  */
 import { type Dtype, elements } from "../dtype.ts";
 import { errorText } from "../errors.ts";
-import { host } from "../host.ts";
 import { f32 } from "../formats/f32.ts";
 import type { Format, SimdBlocks } from "../formats/format.ts";
 import { type MatrixPart, rowsHeld } from "../formats/matrix.ts";
+import { host } from "../host.ts";
 import {
   type Attention,
   type CpuInfo,
@@ -25,13 +25,13 @@ import {
   encodeAttention,
   encodeMatmul,
   isDirect,
+  mostResults,
   orderOf,
   packedBytes,
   packRows,
   resultBytes,
   SCORES_BYTES,
   threadSpace,
-  WIDE_CHUNK_ROWS,
   workBytes,
   writeMasks,
 } from "./jobs.ts";
@@ -44,6 +44,7 @@ import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import { dotScratch } from "./wasm_blocks.ts";
 import { MOST_OUTLYING, roundedBytes, roundRowName } from "./wasm_round.ts";
 import { SIMD_FORMATS, unsignedBytes, wasmKernels } from "./wasm_kernels.ts";
+import { WIDE_COLUMNS } from "./wasm_wide.ts";
 
 /**
  * Jobs with fewer multiplications run on one thread. Not measured: by estimate, they take
@@ -98,14 +99,20 @@ let chosen: WasmChoice | { refusal: string } | undefined;
 export const chooseWasm = (): WasmChoice | { refusal: string } =>
   chosen ??= findWasm();
 
-/** What makes V8 join pairs of vectors. */
-const WIDE_FLAG = "--experimental-wasm-revectorize";
+/** What makes V8 join pairs of vectors; see wasm_wide.ts. */
+export const WIDE_FLAG = "--experimental-wasm-revectorize";
 const V8_FLAGS = "DENO_V8_FLAGS";
 
 /** Whether V8 was asked for vectors of 256 bits, as far as it can be known. */
-function wantsWide(): boolean {
-  const flags = host.isGranted("env", V8_FLAGS) ? host.env(V8_FLAGS) : "";
-  return flags?.split(",").includes(WIDE_FLAG) ?? false;
+function wantsWide(): { wide: boolean; reason: string } {
+  if (host.runtime.name === "Deno" && !host.isGranted("env", V8_FLAGS)) {
+    return { wide: false, reason: `; no permission to see ${V8_FLAGS}` };
+  }
+  const flags = host.env(V8_FLAGS)?.replaceAll("_", "-").split(",") ?? [];
+  const off = WIDE_FLAG.replace("--", "--no-");
+  return flags.lastIndexOf(WIDE_FLAG) > flags.lastIndexOf(off)
+    ? { wide: true, reason: `, in vectors of 256 bits (${V8_FLAGS})` }
+    : { wide: false, reason: "" };
 }
 
 function findWasm(): WasmChoice | { refusal: string } {
@@ -115,12 +122,10 @@ function findWasm(): WasmChoice | { refusal: string } {
   } catch (error) {
     return { refusal: `WebAssembly has no shared memory: ${errorText(error)}` };
   }
-  const wide = wantsWide();
+  const { wide, reason: vectors } = wantsWide();
   const relaxed = wasmKernels(true, unsignedBytes() ? 8 : 7, wide);
   if (WebAssembly.validate(relaxed)) {
-    const reason = wide
-      ? `WebAssembly has relaxed SIMD, and V8 was asked for vectors of 256 bits (${V8_FLAGS})`
-      : "WebAssembly has relaxed SIMD";
+    const reason = `WebAssembly has relaxed SIMD${vectors}`;
     const module = new WebAssembly.Module(relaxed);
     return { kernel: "wasm-relaxed-simd", reason, module, wide };
   }
@@ -254,7 +259,7 @@ export class WasmCpuKernels implements CpuKernels {
     for (let done = 0; done < rows; done += most) {
       const count = Math.min(most, rows - done);
       const xAt = this.#space, yAt = xAt + count * xBytes;
-      const direct = isDirect(SIMD_FORMATS[format], count);
+      const direct = isDirect(SIMD_FORMATS[format], count, wide);
       const order = orderOf(SIMD_FORMATS[format], count, wide);
       packRows(x.subarray(done * k), count, k, order, bound, xAt, xBytes);
       if (blocks && direct) {
@@ -263,7 +268,7 @@ export class WasmCpuKernels implements CpuKernels {
           round(xAt + r * xBytes, k, this.integers ? MOST_OUTLYING : NEVER);
         }
       }
-      const step = wide && !direct ? WIDE_CHUNK_ROWS : CHUNK_ROWS;
+      const step = wide && !direct ? WIDE_COLUMNS : CHUNK_ROWS;
       const slice = this.#sliceRows(count * k, step);
       for (let begin = 0; begin < n; begin += slice) {
         if (begin > 0) yield;
@@ -449,11 +454,10 @@ export class WasmCpuKernels implements CpuKernels {
   *attention({ q, k, v, cache, out }: Attention): Work {
     const { heads, kvHeads, headDim } = this.heads;
     const { first, tokens } = cache.pass;
-    if (resultBytes(cache.context) > SCORES_BYTES) {
+    const longest = mostResults(SCORES_BYTES);
+    if (cache.context > longest) {
       throw new Error(
-        `Cannot attend over ${cache.context} positions: must be less than ${
-          SCORES_BYTES / 4
-        }`,
+        `Cannot attend over ${cache.context} positions: must be at most ${longest}`,
       );
     }
     const group = heads / kvHeads, rows = q.length / (heads * headDim);

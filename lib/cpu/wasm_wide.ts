@@ -1,12 +1,13 @@
 /**
  * The matmul of many rows for vectors of 256 bits.
  *
- * WebAssembly has vectors of 128 bits. If it was asked to, V8 joins pairs of them on x86
- * with AVX2, twice as fast, under conditions that decide how this file is written: a pair
- * of loads is joined only without a bounds check between them, and Deno always checks. So
- * a pair never comes from two loads: eight weights are eight half words in one load,
- * widened in two halves, and an element of x is copied to all lanes. V8 looks for pairs
- * that end in a sum of integers, so there is one.
+ * WebAssembly has vectors of 128 bits. If V8 is asked to, on x86 with AVX2, it joins pairs
+ * of operations, which doubles their speed. Its conditions decide how this file is
+ * written. Two loads are joined only without a bounds check between them, and Deno always
+ * checks, so no pair comes from two loads: eight weights are eight half words of one load,
+ * widened in two halves, and an element of x is copied to all lanes. V8 begins its search
+ * for pairs at a sum of integers, so there is one. Without V8's help the results are the
+ * same, but slower than those of the kernels for 128 bits.
  *
  * @module
  */
@@ -30,7 +31,7 @@ import type { MulAdd } from "./wasm_attention.ts";
 
 /** Rows of w that are multiplied at once. */
 export const WIDE_COLUMNS = 16;
-/** Rows of x that are; 6 · 2 sums, two vectors of w and one of x fit V8's 15 registers. */
+/** Rows of x that are: 12 sums, two vectors of w and one of x fit the registers, see TILE. */
 const WIDE_ROWS = 6;
 /** Columns of x that are loaded at once. */
 const STEP = 4;
@@ -46,10 +47,10 @@ export const columnBytes = (columns: Columns): number =>
   2 * HALVES[columns] * WIDE_COLUMNS;
 
 /**
- * Transposes the first `n` rows of w, `rowBytes` apart, in steps of eight columns; the
- * last `width % 8` are followed by zeros. In a column stand upper half words of eight rows,
- * their lower ones if there are, then those of eight more. Rows past the last of `n` are it
- * again.
+ * Transposes `n` rows of w, up to WIDE_COLUMNS of them, `rowBytes` apart, in steps of eight
+ * columns; the last `width % 8` are followed by zeros. A column has the upper half words of
+ * eight rows, their lower half words if elements have them, then the same of eight more.
+ * What stands for rows past `n` means nothing.
  */
 type Transpose = (
   w: number,
@@ -77,6 +78,11 @@ export type WideKernels =
   & Record<`transpose_${Columns}`, Transpose>
   & Record<`wideTiles_${Columns}`, WideTiles>;
 
+/** Those kernels, if the module has them. */
+export const wideOf = (
+  kernels: Partial<WideKernels>,
+): WideKernels | undefined => kernels.wideTiles_f32 && kernels as WideKernels;
+
 /** All of them. */
 export const wideKernels = (mulAdd: MulAdd) =>
   (["bf16", "f32"] as const).flatMap((columns) => [
@@ -84,7 +90,7 @@ export const wideKernels = (mulAdd: MulAdd) =>
     wideTiles(columns, mulAdd),
   ]);
 
-/** Half words 0 to 7 of the first operand and 8 to 15 of the second, by number. */
+/** Picks half words by number: 0 to 7 are from the first operand, 8 to 15 from the second. */
 const shuffleHalves = (...halves: number[]) =>
   i8x16.shuffle(...halves.flatMap((half) => [2 * half, 2 * half + 1]));
 
