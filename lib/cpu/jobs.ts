@@ -173,6 +173,7 @@ export const isDirect = (
       : isPlain(format)
       ? Infinity
       : DIRECT_ROWS.f16);
+
 /** Bytes of w for several rows of x. Not measured: they fit an L1 cache of 32 KiB. */
 const WARM_BYTES = 1 << 15;
 /**

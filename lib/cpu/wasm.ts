@@ -346,7 +346,7 @@ export class WasmCpuKernels implements CpuKernels {
     return { memory, addresses: found.map(({ address }) => address) };
   }
 
-  /** Rows of weights in a slice of work, if each takes `work` multiplications. */
+  /** Rows of weights in a slice of work, whole steps, if each takes `work` multiplications. */
   #sliceRows(work: number, step: number): number {
     const { threads } = this.#pool;
     const rows = Math.floor(SLICE / work / step) * step;
@@ -354,8 +354,8 @@ export class WasmCpuKernels implements CpuKernels {
   }
 
   /**
-   * Rows of weights in a chunk, if each takes `bytes` (of weights, times rows of x). Every
-   * thread gets as many chunks.
+   * Rows of weights in a chunk, whole steps, if each takes `bytes` (of weights, times rows
+   * of x). Every thread gets as many chunks.
    */
   #chunkRows(n: number, bytes: number, step: number): number {
     const { threads } = this.#pool, share = n / threads;
