@@ -280,13 +280,15 @@ Deno.test("more prompts than are computed at a time wait for the others", async 
   using qwen = await loadQwen3(undefined, { device: "cpu" });
   const options = { temperature: 0, maxTokens: 3, ignoreEos: true };
   const prompts = promptsOf(70), alone = await oneByOne(qwen, prompts, options);
+  // Which texts share a step depends on time, and results of a new size are kept. What
+  // stays of each batch would make every round grow.
   const memory: number[] = [];
-  for (let round = 0; round < 3; round++) {
+  do {
     const together = await read(qwen.generateBatch(prompts, options));
     assertEquals(together, alone);
     memory.push(qwen.memoryBytes);
-  }
-  assertEquals(memory[2], memory[1]);
+    assert(memory.length < 10, `memory grows: ${memory.join(", ")}`);
+  } while (memory.at(-1) !== memory.at(-2));
 });
 
 inF32(
