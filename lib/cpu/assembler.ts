@@ -36,6 +36,14 @@ function signed(value: number): number[] {
   return [...bytes, value & 0x7f];
 }
 
+/** Lanes of `bytes` bytes by number, those of the first operand before those of the second. */
+const shuffle = (bytes: number) => (...lanes: number[]): Instruction =>
+  op(
+    0xfd,
+    0x0d,
+    ...lanes.flatMap((lane) => times(bytes, (byte) => bytes * lane + byte)),
+  );
+
 /** A load or store `offset` bytes past the address, which need not be aligned. */
 const access = (...opcode: number[]) => (offset = 0): Instruction =>
   op(...opcode, 0, ...unsigned(offset));
@@ -107,14 +115,14 @@ export const i8x16 = {
   /** `swizzle`, but indices from 16 to 127 may give any byte. */
   relaxedSwizzle: simd(0x100),
   splat: simd(0x0f),
-  /** Bytes 0 to 15 are from the first operand, 16 to 31 from the second. */
-  shuffle: (...bytes: number[]): Instruction => op(0xfd, 0x0d, ...bytes),
   /** From two i16x8, signed; saturates. */
   narrow: simd(0x65),
   sub: simd(0x71),
 };
 
 export const i16x8 = {
+  /** Lanes 0 to 7 are from the first operand, 8 to 15 from the second. */
+  shuffle: shuffle(2),
   shiftLeft: simd(0x8b),
   shiftRight: simd(0x8c),
   shiftRightUnsigned: simd(0x8d),
@@ -177,12 +185,7 @@ export const f32x4 = {
   convert: simd(0xfa),
   lane: (lane: number): Instruction => op(0xfd, 0x1f, lane),
   /** Lanes 0 to 3 are from the first operand, 4 to 7 from the second. */
-  shuffle: (...lanes: number[]): Instruction =>
-    op(
-      0xfd,
-      0x0d,
-      ...lanes.flatMap((lane) => [0, 1, 2, 3].map((byte) => 4 * lane + byte)),
-    ),
+  shuffle: shuffle(4),
   greaterEqual: simd(0x46),
   nearest: simd(0x6a),
   abs: simd(0xe0),

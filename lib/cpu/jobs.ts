@@ -165,14 +165,8 @@ export const isDirect = (
   rows: number,
   wide: boolean,
 ): boolean =>
-  rows <
-    (wide
-      ? DIRECT_ROWS.wide
-      : isBlocks(format)
-      ? DIRECT_ROWS.blocks
-      : isPlain(format)
-      ? Infinity
-      : DIRECT_ROWS.f16);
+  !wide && isPlain(format) ||
+  rows < DIRECT_ROWS[wide ? "wide" : isBlocks(format) ? "blocks" : "f16"];
 
 /** Bytes of w for several rows of x. Not measured: they fit an L1 cache of 32 KiB. */
 const WARM_BYTES = 1 << 15;
@@ -423,21 +417,17 @@ interface MatrixReader {
   /** How it is read for vectors of 256 bits, if the module has kernels for them. */
   readonly wide?: {
     /** As `unpack`, but transposes what it unpacks; returns where that is. */
-    transpose(
-      ...unpack: Parameters<MatrixReader["unpack"]>
-    ): number;
+    transpose(...unpack: Parameters<MatrixReader["unpack"]>): number;
     tiles: WideTiles;
   };
 }
 
-/** The order in which `rows` rows of x are multiplied by a format. */
+/** The order of x for a format, and for its transposed columns. */
 export const orderOf = (
   format: SimdFormat,
-  rows: number,
-  wide: boolean,
+  transposed: boolean,
 ): SimdReader["order"] =>
-  "factors" in format.simd ||
-    wide && isPlain(format) && !isDirect(format, rows, wide)
+  "factors" in format.simd || transposed && isPlain(format)
     ? "straight"
     : format.simd.order;
 

@@ -235,7 +235,7 @@ export class WasmCpuKernels implements CpuKernels {
     const layout = this.#layout(w.format, k);
     if (!layout) return yield* this.#unpacked(x, rows, w, k, out, finish);
     const { format, blocks, rowBytes, wBytes, xBytes } = layout;
-    const { wide } = this.choice;
+    const own = SIMD_FORMATS[format], { wide } = this.choice;
     const n = rowsHeld(w), yBytes = resultBytes(n);
     const fits = Math.floor(this.#room / (xBytes + yBytes));
     if (fits < 1) {
@@ -259,8 +259,8 @@ export class WasmCpuKernels implements CpuKernels {
     for (let done = 0; done < rows; done += most) {
       const count = Math.min(most, rows - done);
       const xAt = this.#space, yAt = xAt + count * xBytes;
-      const direct = isDirect(SIMD_FORMATS[format], count, wide);
-      const order = orderOf(SIMD_FORMATS[format], count, wide);
+      const direct = isDirect(own, count, wide), transposed = wide && !direct;
+      const order = orderOf(own, transposed);
       packRows(x.subarray(done * k), count, k, order, bound, xAt, xBytes);
       if (blocks && direct) {
         const round = kernels[roundRowName(blocks)];
@@ -268,7 +268,7 @@ export class WasmCpuKernels implements CpuKernels {
           round(xAt + r * xBytes, k, this.integers ? MOST_OUTLYING : NEVER);
         }
       }
-      const step = wide && !direct ? WIDE_COLUMNS : CHUNK_ROWS;
+      const step = transposed ? WIDE_COLUMNS : CHUNK_ROWS;
       const slice = this.#sliceRows(count * k, step);
       for (let begin = 0; begin < n; begin += slice) {
         if (begin > 0) yield;

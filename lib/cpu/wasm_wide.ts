@@ -19,7 +19,6 @@ import {
   i16x8,
   i32,
   i32x4,
-  i8x16,
   increase,
   type Local,
   loop,
@@ -90,17 +89,13 @@ export const wideKernels = (mulAdd: MulAdd) =>
     wideTiles(columns, mulAdd),
   ]);
 
-/** Picks half words by number: 0 to 7 are from the first operand, 8 to 15 from the second. */
-const shuffleHalves = (...halves: number[]) =>
-  i8x16.shuffle(...halves.flatMap((half) => [2 * half, 2 * half + 1]));
-
 const interleave = [0, 8, 1, 9, 2, 10, 3, 11];
 
 /** Transposes eight vectors of eight half words in place. */
 function transposeEight(rows: readonly Local[], spare: Local): Code[] {
   const zip = (a: Local, b: Local): Code[] => [
-    spare.set(shuffleHalves(...interleave)(a.get, b.get)),
-    b.set(shuffleHalves(...interleave.map((half) => half + 4))(a.get, b.get)),
+    spare.set(i16x8.shuffle(...interleave)(a.get, b.get)),
+    b.set(i16x8.shuffle(...interleave.map((half) => half + 4))(a.get, b.get)),
     a.set(spare.get),
   ];
   return [4, 2, 1].flatMap((apart) =>
@@ -135,7 +130,7 @@ function transpose(columns: Columns) {
         b.set(masked(16)),
         ...vectors.map((own, h) =>
           own[r].set(
-            shuffleHalves(...times(8, (i) => 2 * i + 1 - h))(a.get, b.get),
+            i16x8.shuffle(...times(8, (i) => 2 * i + 1 - h))(a.get, b.get),
           )
         ),
       ];

@@ -1,5 +1,5 @@
 /** Deno as on another machine: with an empty cache, in an empty folder, without configuration. */
-import type { Outcome } from "./run_task.ts";
+import { type Outcome, outcomeOf } from "./run_task.ts";
 
 /** An empty folder with a Deno cache of its own. */
 export interface CleanDeno extends AsyncDisposable {
@@ -19,17 +19,15 @@ export async function cleanDeno(): Promise<CleanDeno> {
   await Deno.symlink(await npmCache(), `${folder}/cache/npm`);
   return {
     folder,
-    async run(program, args, env = {}) {
+    run(program, args, env = {}) {
       const path = program === "deno"
         ? Deno.execPath()
         : `${folder}/${program}`;
-      const { code, stdout, stderr } = await new Deno.Command(path, {
+      return outcomeOf(path, {
         args: [...args],
         cwd: folder,
         env: { DENO_DIR: `${folder}/cache`, NO_COLOR: "1", ...env },
-      }).output();
-      const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
-      return { code, stdout: text(stdout), stderr: text(stderr) };
+      });
     },
     [Symbol.asyncDispose]: () => Deno.remove(folder, { recursive: true }),
   };
