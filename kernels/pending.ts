@@ -102,6 +102,15 @@ export function pendingTensor(
   return u32Tensor([1, words.length], words);
 }
 
+/** The most that rounding changes a sum by: each of `adders` values, and what was there before. */
+export function pendingRounding(
+  { LOG_COARSE, LOG_FINE }: Constants,
+  { adders, unit }: { adders: number; unit: number },
+): number {
+  return unit * 2 ** -(Number(LOG_COARSE) + Number(LOG_FINE)) * (adders + 1) /
+    2;
+}
+
 /** The sums in a buffer. */
 export function pendingSums(
   { pending }: Buffers,
