@@ -10,6 +10,7 @@
 import type { Choice } from "../dispatch/choice.ts";
 import { host, workerRefusal } from "../host.ts";
 import type { Gpu } from "./device.ts";
+import { BACKENDS } from "./environment.ts";
 import { compile, compileAll, isCompiled, type Shader } from "./pipeline.ts";
 
 /** Sent to a worker: what to compile, and for which device. */
@@ -37,8 +38,6 @@ const PATIENCE_MS = 30_000;
 const OPENING = 0.5;
 
 const WORKER = new URL("./compile_worker.ts", import.meta.url);
-/** The variable that says which backends Deno's WebGPU opens, each thread for itself. */
-const BACKENDS = "DENO_WEBGPU_BACKEND";
 /** What GL is called there, in any case and between any spaces. */
 const GL = /^\s*(gl|gles|opengl)\s*$/i;
 /** Devices on which a worker has failed; other workers would fail too. */

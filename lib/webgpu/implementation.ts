@@ -8,6 +8,7 @@ import type { DeviceKind } from "../dispatch/device.ts";
 import { errorText, NoAdapterError, wrongOption } from "../errors.ts";
 import { host } from "../host.ts";
 import { defineConstants } from "./constants.ts";
+import { prepareWhereGranted } from "./environment.ts";
 import { paceTicks } from "./ticks.ts";
 
 /** Which GPU to open, through which WebGPU implementation. */
@@ -132,6 +133,7 @@ export async function findImplementation(
       `Cannot open a GPU: webgpu is "deno", this runtime is ${name}; leave it out`,
     );
   }
+  const prepared = name === "Deno" ? [prepareWhereGranted()] : [];
   const own = navigator.gpu;
   if (!own) {
     throw new NoAdapterError(
@@ -144,7 +146,7 @@ export async function findImplementation(
   return {
     gpu: own,
     name: name === "Deno" ? "deno" : "other",
-    choices: [{ what, value, reason: asked }],
+    choices: [{ what, value, reason: asked }, ...prepared],
   };
 }
 

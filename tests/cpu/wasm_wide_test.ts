@@ -138,20 +138,10 @@ const OPTIMIZED = `${WIDE_FLAG},--no-liftoff,--no-wasm-lazy-compilation`;
 const deno = (flags: string, args: readonly string[]) =>
   runDeno(args, { DENO_V8_FLAGS: flags });
 
-/** The code of a process that its C library aborted. */
-const ABORTED = 128 + 6;
-
-/**
- * Runs files of tests in such a process. Deno sometimes aborts as it ends, after all tests
- * have passed and with no flag of V8 too; then they run again.
- */
-async function requireTests(
-  args: readonly string[],
-  tries = 3,
-): Promise<void> {
+/** Runs files of tests in such a process. */
+async function requireTests(args: readonly string[]): Promise<void> {
   const test = ["test", "-A", "--no-check", "--no-lock", ...args];
   const { code, stdout, stderr } = await deno(OPTIMIZED, test);
-  if (code === ABORTED && tries > 1) return requireTests(args, tries - 1);
   assertEquals(code, 0, stdout + stderr);
   assertMatch(stdout, /[1-9]\d* passed \| 0 failed/);
 }

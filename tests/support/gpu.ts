@@ -5,6 +5,7 @@ import { type Matrix, withPlanes } from "../../lib/formats/matrix.ts";
 import { openDevice } from "../../lib/device/open_device.ts";
 import { isSoftware } from "../../lib/webgpu/adapter.ts";
 import { Gpu } from "../../lib/webgpu/device.ts";
+import { prepareEnvironment } from "../../lib/webgpu/environment.ts";
 import type { Kernel, Operands } from "../../lib/webgpu/kernel.ts";
 import { type AddOptions, Plan } from "../../lib/webgpu/plan.ts";
 import { Tensor } from "../../lib/webgpu/tensor.ts";
@@ -19,6 +20,7 @@ const required = Deno.env.get(REQUIRE) === "1";
 const webgpu = Deno.env.get("QWEN3_TEST_WEBGPU") === "dawn"
   ? "dawn"
   : undefined;
+prepareEnvironment();
 const adapter = await navigator.gpu?.requestAdapter();
 const available = webgpu !== undefined || adapter != null;
 let opened: Promise<Gpu> | undefined;

@@ -4,6 +4,7 @@ import { OptionError } from "../../lib/errors.ts";
 import { adapterClass, adapterName } from "../../lib/webgpu/adapter.ts";
 import type { DeviceOptions } from "../../lib/webgpu/implementation.ts";
 import { gpuTest } from "../support/gpu.ts";
+import { outcomeOf } from "../support/run_task.ts";
 import { HARDWARE, NO_ADAPTER, wrapGpu } from "../support/wrapped_gpu.ts";
 
 const ROOT = new URL("../../", import.meta.url);
@@ -98,6 +99,51 @@ gpuTest(
     }
   },
 );
+
+/** What a script that opens a device has then, of what GL would bring. */
+async function opened(flags: readonly string[], backends?: string) {
+  const script = `import { openDevice } from ${
+    JSON.stringify(new URL("mod.ts", ROOT).href)
+  };
+    using gpu = await openDevice();
+    const maps = await Deno.readTextFile("/proc/self/maps").catch(() => "");
+    console.log(JSON.stringify({
+      choice: gpu.choices.find(({ what }) => what === "graphics APIs"),
+      opensGl: maps.includes("libEGL"),
+    }));`;
+  const { XDG_RUNTIME_DIR: _, DENO_WEBGPU_BACKEND: __, ...env } = Deno.env
+    .toObject();
+  const folder = await Deno.makeTempDir();
+  try {
+    await Deno.writeTextFile(`${folder}/main.ts`, script);
+    const { code, stdout, stderr } = await outcomeOf(Deno.execPath(), {
+      args: ["run", ...flags, "--no-check", `${folder}/main.ts`],
+      cwd: ROOT,
+      clearEnv: true,
+      env: { ...env, ...backends && { DENO_WEBGPU_BACKEND: backends } },
+    });
+    assertEquals(code, 0, stderr);
+    return { ...JSON.parse(stdout), stderr };
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
+gpuTest("a device is opened without GL where Deno may be told so", async () => {
+  const what = "graphics APIs", value = "vulkan,metal,dx12";
+  const reason = "GL lacks f16, may hang, and may abort a process as it ends";
+  assertEquals(await opened(["-A"]), {
+    ...{ choice: { what, value, reason }, opensGl: false, stderr: "" },
+  });
+  const given = await opened(["-A"], "vulkan");
+  const name = "DENO_WEBGPU_BACKEND";
+  assertEquals(given.choice, { what, value: "vulkan", reason: name });
+  const { choice } = await opened(["--allow-read"]);
+  assertEquals(choice, {
+    ...{ what, value: "Deno's default" },
+    reason: `Deno has no env permission for ${name}: ${reason}`,
+  });
+});
 
 Deno.test("adapters have names and classes in Deno and in Dawn", () => {
   const deno = { vendor: "4318", device: "9019", description: "NVIDIA H200" };
