@@ -5,6 +5,7 @@ import {
   NO_PENDING,
   PENDING_AT,
   pendingConstants,
+  pendingRounding,
   pendingTensor,
   RAISE_FLAGS,
 } from "./pending.ts";
@@ -53,7 +54,13 @@ fn main(@builtin(local_invocation_index) tid: u32) {
     const later = Float32Array.from({ length: k }, () => random.next());
     const constants = pendingConstants(96), unit = 2 ** random.int(-9, 9);
     const sums = toF32(x).map((value, i) => value + later[i]);
-    const squared = sums.reduce((sum, value) => sum + value * value, 0);
+    const squaresOf = (values: Float32Array) =>
+      values.reduce((sum, value) => sum + value * value, 0);
+    // Sums may be small where what was added is not.
+    const rounding = pendingRounding(constants, { adders: 0, unit }) / SUM;
+    const norms = later.map((v, i) =>
+      Math.abs(v) + Math.abs(toF32(x)[i]) + rounding
+    );
     return {
       what: `[1, ${k}]`,
       operands: {
@@ -67,14 +74,13 @@ fn main(@builtin(local_invocation_index) tid: u32) {
         {
           of: "x",
           values: sums,
-          norms: later.map((v, i) =>
-            unit + Math.abs(v) + Math.abs(toF32(x)[i])
-          ),
-          tolerance: SUM,
+          ...{ norms, tolerance: SUM },
         },
         {
           of: rowSums("squares", WORKGROUP),
-          ...{ values: [squared], norms: [squared], tolerance: SUM },
+          values: [squaresOf(sums)],
+          norms: [2 * squaresOf(norms)],
+          tolerance: SUM,
         },
         { of: "flags", values: new Float64Array(4), tolerance: 0 },
       ],
