@@ -10,6 +10,7 @@
 import { bf16 } from "../formats/bf16.ts";
 import { f32 } from "../formats/f32.ts";
 import type { Format, SimdReader } from "../formats/format.ts";
+import { isPanels, PANEL_ROWS, PANELS_ROWS } from "./panels.ts";
 import { DOT_ROWS } from "./simd_code.ts";
 import { isBlocks } from "./wasm_blocks.ts";
 import {
@@ -19,6 +20,7 @@ import {
   TILE,
   type WasmKernels,
 } from "./wasm_kernels.ts";
+import { panelsName } from "./wasm_panels.ts";
 import {
   columnBytes,
   WIDE_COLUMNS,
@@ -151,6 +153,12 @@ const MASKS_BYTES = 8 * MASK_BYTES; // per order of elements
  * faster for 16 rows of f16, slower for 32.
  */
 const DIRECT_ROWS = { f16: 16, blocks: 12, wide: 12 };
+/** Those of panels, by the bits of a quant, without and with vectors of 256 bits. */
+const DIRECT_PANELS: Record<number, readonly [number, number]> = {
+  4: [24, 48],
+  5: [12, 24],
+  8: [48, Infinity],
+};
 
 /** Whether an element is unpacked by one instruction, and transposed as it is stored. */
 const isPlain = (format: SimdFormat): boolean =>
@@ -164,9 +172,14 @@ export const isDirect = (
   format: SimdFormat,
   rows: number,
   wide: boolean,
-): boolean =>
-  !wide && isPlain(format) ||
-  rows < DIRECT_ROWS[wide ? "wide" : isBlocks(format) ? "blocks" : "f16"];
+): boolean => {
+  if (isPanels(format)) {
+    const bits = format.simd.bits.reduce((a, b) => a + b);
+    return rows < DIRECT_PANELS[bits][wide ? 1 : 0];
+  }
+  return !wide && isPlain(format) ||
+    rows < DIRECT_ROWS[wide ? "wide" : isBlocks(format) ? "blocks" : "f16"];
+};
 
 /** Bytes of w for several rows of x. Not measured: they fit an L1 cache of 32 KiB. */
 const WARM_BYTES = 1 << 15;
@@ -237,6 +250,13 @@ export const mostResults = (bytes: number): number =>
 
 /** Chunks are multiples of this many rows of w, so that kernels take whole steps. */
 export const CHUNK_ROWS = DOT_ROWS * TILE;
+/**
+ * Chunks of rows in panels are multiples of this: panels are read two at a time, or three to be
+ * unpacked.
+ */
+export const PANEL_CHUNK_ROWS = PANELS_ROWS * TILE;
+/** Rows of panels that are unpacked at a time. */
+const UNPACKED_PANELS = PANEL_ROWS * TILE;
 
 /**
  * Copies rows of x into work space, `rowBytes` apart, in the order in which the format of w
@@ -296,8 +316,8 @@ function multiply(
   thread: number,
 ): void {
   const { x, xBytes, rows, k, yBytes } = job, y = job.y + begin * 4;
-  const { wide } = w;
-  if (isDirect(SIMD_FORMATS[job.format], rows, wide !== undefined)) {
+  const { wide } = w, isWide = wideOf(kernels) !== undefined;
+  if (isDirect(SIMD_FORMATS[job.format], rows, isWide)) {
     const height = w.dotPair ? 2 : 1;
     const step = rows <= height ? count : warmRows(w.rowBytes);
     for (let j = 0; j < count; j += step) {
@@ -311,7 +331,11 @@ function multiply(
     return;
   }
   const panel = threadSpace(thread);
-  const step = wide ? WIDE_COLUMNS : TILE;
+  const step = wide
+    ? WIDE_COLUMNS
+    : isPanels(SIMD_FORMATS[job.format])
+    ? UNPACKED_PANELS
+    : TILE;
   for (let r = 0; r < rows; r += ROW_BLOCK) {
     const from = x + r * xBytes, some = Math.min(ROW_BLOCK, rows - r);
     for (let i = 0; i < k; i += PANEL) {
@@ -324,7 +348,10 @@ function multiply(
           wide.tiles(...xs, columns, padded, to, yBytes, i);
         } else {
           w.unpack(begin + j, n, i, width, panel);
-          kernels.tiles(...xs, panel, PANEL_BYTES, 4 * padded, to, yBytes, i);
+          for (let t = 0; t < n; t += TILE) {
+            const rows = panel + t * PANEL_BYTES, at = to + 4 * t;
+            kernels.tiles(...xs, rows, PANEL_BYTES, 4 * padded, at, yBytes, i);
+          }
         }
       }
     }
@@ -332,14 +359,17 @@ function multiply(
 }
 
 /** The kernels' names for each format, and bytes of planes' rows by their width. */
-const READERS = SIMD_FORMATS.map(({ name }) => ({
-  dot: `dot_${name}`,
-  dotPair: `dotPair_${name}`,
-  unpack: `unpack_${name}`,
-  dotBlocks: `dotBlocks_${name}`,
-  unpackBlocks: `unpackBlocks_${name}`,
-  rowBytes: new Map<number, Planes>(),
-} as const));
+const READERS = SIMD_FORMATS.map((format) => {
+  const name = isPanels(format) ? panelsName(format) : format.name;
+  return {
+    dot: `dot_${name}`,
+    dotPair: `dotPair_${name}`,
+    unpack: `unpack_${name}`,
+    dotBlocks: `dotBlocks_${name}`,
+    unpackBlocks: `unpackBlocks_${name}`,
+    rowBytes: new Map<number, Planes>(),
+  } as const;
+});
 
 /** Bytes of `k` elements in each plane of a format. */
 function planeBytes(format: number, k: number): Planes {
@@ -503,8 +533,10 @@ function readerOf(
   const unpackRows = kernels[names.unpackBlocks];
   const mask = (k: number) => tailMask(k / own.simd.group % 4, "straight");
   const scratch = threadSpace(thread) + PANELS_BYTES, tail = mask(k);
+  const apart = isPanels(own) ? PANEL_ROWS : 1; // neighboring bytes of a row
   const unpack: MatrixReader["unpack"] = (row, n, column, width, panel) => {
-    const [c0, c1, c2, c3] = planeBytes(format, column);
+    const [c0, c1, c2, c3] = planeBytes(format, column)
+      .map((bytes) => bytes * apart);
     unpackRows(
       w + row * p0 + c0,
       w1 + row * p1 + c1,

@@ -100,6 +100,15 @@ export interface CpuKernels extends Disposable {
    */
   together(planes: readonly CpuTensor[]): void;
   /**
+   * Puts the rows of a part of a matrix in the order that is read fastest, in place; returns
+   * the part as it then is. `apart` has numbers of rows that may be multiplied by themselves.
+   */
+  interleave(
+    part: MatrixPart<CpuTensor>,
+    k: number,
+    apart: readonly number[],
+  ): Generator<void, MatrixPart<CpuTensor>>;
+  /**
    * Computes `y = x · wᵀ` for one part of w, `[rows, k]`, `[n, k]` → `[rows, n]`, and
    * finishes it into `out`.
    */

@@ -10,7 +10,7 @@ import { CHUNK_ROWS } from "./jobs.ts";
 import type { Ops } from "../model/ops.ts";
 import { type Dtype, elements } from "../dtype.ts";
 import { quantizedHeads, storedAs } from "../formats/cached.ts";
-import type { Matrix } from "../formats/matrix.ts";
+import type { Matrix, MatrixPart } from "../formats/matrix.ts";
 import type { CpuInfo, CpuKernels, Finish, Heads, Work } from "./kernels.ts";
 import { choose, chosenOf, multiplyExperts } from "./experts.ts";
 import { type CpuCacheDtype, CpuKvCache } from "./kv_cache.ts";
@@ -95,6 +95,22 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
    */
   together({ parts }: Matrix<CpuTensor>): void {
     for (const { planes } of parts) this.#kernels.together(planes);
+  }
+
+  /**
+   * Puts rows of a matrix in the order that is read fastest, in place; returns the matrix as it
+   * then is.
+   */
+  *interleave(
+    matrix: Matrix<CpuTensor>,
+  ): Generator<void, Matrix<CpuTensor>> {
+    const { experts, hiddenSize } = this.#config;
+    const apart = experts ? [hiddenSize, experts.intermediateSize] : [];
+    const parts: MatrixPart<CpuTensor>[] = [];
+    for (const part of matrix.parts) {
+      parts.push(yield* this.#kernels.interleave(part, matrix.k, apart));
+    }
+    return { ...matrix, parts };
   }
 
   /**

@@ -49,6 +49,14 @@ export class PlainKernels implements CpuKernels {
   /** Memory is all the same here. */
   together(): void {}
 
+  /** Any order is as fast. */
+  // deno-lint-ignore require-yield
+  *interleave(
+    part: MatrixPart<CpuTensor>,
+  ): Generator<void, MatrixPart<CpuTensor>> {
+    return part;
+  }
+
   *matmul(
     x: Float32Array,
     rows: number,

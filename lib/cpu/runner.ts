@@ -22,9 +22,9 @@ import {
   padBatch,
 } from "../dispatch/state_batches.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
-import type { Matrix } from "../formats/matrix.ts";
 import { familyOf } from "../model/families.ts";
-import { listWeights, type Weights } from "../model/family.ts";
+import type { Matrix } from "../formats/matrix.ts";
+import { listWeights, mapWeights, type Weights } from "../model/family.ts";
 import type { Rows, RowsSize } from "../model/rows.ts";
 import type { Runner } from "../model/runner.ts";
 import { CpuRows, type Forward } from "./rows.ts";
@@ -74,12 +74,22 @@ export class CpuRunner implements Runner {
         write: (buffer, begin, bytes) => bytesOf(buffer).set(bytes, begin),
         settle: () => Promise.resolve(),
       }, options);
-      for (const matrix of listWeights(weights)) ops.together(matrix);
+      const inOrder = new Map<Matrix<CpuTensor>, Matrix<CpuTensor>>();
+      const rests = new Rests();
+      for (const matrix of listWeights(weights)) {
+        ops.together(matrix);
+        const slices = ops.interleave(matrix);
+        let next = slices.next();
+        for (; !next.done; next = slices.next()) {
+          await rests.rest(options.signal);
+        }
+        inOrder.set(matrix, next.value);
+      }
       const { context, cacheDtype = "f32" } = options;
       return new CpuRunner(
         checkpoint.config,
         ops,
-        weights,
+        mapWeights(weights, (matrix) => inOrder.get(matrix)!),
         context,
         cacheDtype,
       );

@@ -29,6 +29,7 @@ import {
   orderOf,
   packedBytes,
   packRows,
+  PANEL_CHUNK_ROWS,
   resultBytes,
   SCORES_BYTES,
   threadSpace,
@@ -42,8 +43,25 @@ import { CpuPool, MAX_CHUNKS } from "./pool.ts";
 import type { KvCache } from "../model/kv_cache.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
 import { dotScratch } from "./wasm_blocks.ts";
-import { MOST_OUTLYING, roundedBytes, roundRowName } from "./wasm_round.ts";
-import { SIMD_FORMATS, unsignedBytes, wasmKernels } from "./wasm_kernels.ts";
+import {
+  MOST_OUTLYING,
+  roundedBytes,
+  roundRowName,
+  roundWordsName,
+} from "./wasm_round.ts";
+import {
+  interleave,
+  isPanels,
+  PANEL_ROWS,
+  PANELS_ROWS,
+  panelUnits,
+} from "./panels.ts";
+import {
+  panelsOf,
+  SIMD_FORMATS,
+  unsignedBytes,
+  wasmKernels,
+} from "./wasm_kernels.ts";
 import { WIDE_COLUMNS } from "./wasm_wide.ts";
 
 /**
@@ -73,6 +91,9 @@ const UNPACKED_ROWS = 256;
  * keys and values that are read once, and a prompt still makes chunks for all threads.
  */
 const BLOCK_HEADS = 32;
+
+/** Bytes in a slice of the work of {@link CpuKernels.interleave}: a millisecond. */
+const INTERLEAVED_BYTES = 1 << 22;
 
 /** Elements that are normed at once. Not measured: they fit an L2 cache. */
 const NORM_ELEMENTS = 1 << 15;
@@ -163,6 +184,10 @@ function layoutOf(format: number, k: number): Layout {
   };
 }
 
+/** Chunks of a matmul are multiples of this many rows of w. */
+const stepOf = (format: Format, transposed: boolean): number =>
+  isPanels(format) ? PANEL_CHUNK_ROWS : transposed ? WIDE_COLUMNS : CHUNK_ROWS;
+
 /** Runs on the caller's thread and on workers. */
 export class WasmCpuKernels implements CpuKernels {
   readonly #pool: CpuPool;
@@ -174,6 +199,8 @@ export class WasmCpuKernels implements CpuKernels {
   readonly #layouts = new Map<Format, Map<number, Layout>>();
   /** Names of formats in use that have no SIMD reader. */
   readonly #withoutReader = new Set<string>();
+  /** Why some rows are not in panels. */
+  readonly #outOfPanels = new Set<string>();
 
   /**
    * `threads` includes the caller's. With `integers`, few rows of x are rounded to
@@ -202,6 +229,7 @@ export class WasmCpuKernels implements CpuKernels {
     for (const name of this.#withoutReader) {
       reasons.push(`${name} has no SIMD reader: its rows are unpacked first`);
     }
+    reasons.push(...this.#outOfPanels);
     if (failure !== undefined) {
       reasons.push(`one thread, because workers failed: ${failure}`);
     }
@@ -245,7 +273,7 @@ export class WasmCpuKernels implements CpuKernels {
         } bytes of work space, must be at most ${this.#room}`,
       );
     }
-    if (blocks && dotScratch(blocks, k) > SCORES_BYTES) {
+    if (blocks && !isPanels(own) && dotScratch(blocks, k) > SCORES_BYTES) {
       throw new Error(
         `Cannot multiply by [${n}, ${k}]: factors of a row take ${
           dotScratch(blocks, k)
@@ -263,12 +291,13 @@ export class WasmCpuKernels implements CpuKernels {
       const order = orderOf(own, transposed);
       packRows(x.subarray(done * k), count, k, order, bound, xAt, xBytes);
       if (blocks && direct) {
-        const round = kernels[roundRowName(blocks)];
+        const nameOf = isPanels(own) ? roundWordsName : roundRowName;
+        const round = kernels[nameOf(blocks)];
         for (let r = 0; r < count; r++) {
           round(xAt + r * xBytes, k, this.integers ? MOST_OUTLYING : NEVER);
         }
       }
-      const step = transposed ? WIDE_COLUMNS : CHUNK_ROWS;
+      const step = stepOf(own, transposed);
       const slice = this.#sliceRows(count * k, step);
       for (let begin = 0; begin < n; begin += slice) {
         if (begin > 0) yield;
@@ -330,6 +359,46 @@ export class WasmCpuKernels implements CpuKernels {
       plane.data = data;
       begin += words[i];
     }
+  }
+
+  *interleave(
+    part: MatrixPart<CpuTensor>,
+    k: number,
+    apart: readonly number[],
+  ): Generator<void, MatrixPart<CpuTensor>> {
+    const format = panelsOf(part.format), rows = rowsHeld(part);
+    if (!format) return part;
+    const odd = [rows, ...apart].find((n) => n % PANELS_ROWS !== 0);
+    if (odd !== undefined) {
+      this.#outOfPanels.add(
+        `${odd} rows of ${format.name} are read one by one: they must be a multiple of ${PANELS_ROWS} to be interleaved`,
+      );
+      return part;
+    }
+    const { memory, addresses } = this.#find(part.planes);
+    const { kernels, memory: { buffer } } = this.#pool.memories[memory];
+    const bytes = new Uint8Array(buffer), space = this.#space;
+    const units = panelUnits(format.simd);
+    let done = 0; // bytes since the last slice
+    for (const [p, { rowBytes }] of format.planes(k).entries()) {
+      const size = PANEL_ROWS * rowBytes, unit = units[p];
+      for (let panel = 0; panel < rows / PANEL_ROWS; panel++) {
+        const at = addresses[p] + panel * size;
+        if (unit === 2 && rowBytes % 16 === 0) {
+          kernels.interleave(at, rowBytes, space);
+        } else {
+          const [from, to] = [at, space].map((begin) =>
+            bytes.subarray(begin, begin + size)
+          );
+          interleave(from, to, rowBytes, unit);
+        }
+        bytes.copyWithin(at, space, space + size);
+        if ((done += size) < INTERLEAVED_BYTES) continue;
+        yield;
+        done = 0;
+      }
+    }
+    return { ...part, format };
   }
 
   /** Where the planes of a matrix are. */

@@ -45,7 +45,9 @@ import {
 } from "./wasm_blocks.ts";
 import { normRows } from "./wasm_norm.ts";
 import { type WideKernels, wideKernels } from "./wasm_wide.ts";
-import { isSuper, roundRow } from "./wasm_round.ts";
+import { inPanels, type PanelFormat } from "./panels.ts";
+import { dotPanels, interleaveRows, unpackPanels } from "./wasm_panels.ts";
+import { isSuper, roundRow, roundWordsName } from "./wasm_round.ts";
 import { dotSuperBlocks, roundSuperRow } from "./wasm_super_blocks.ts";
 
 /** A format that the kernels can read. */
@@ -53,10 +55,19 @@ export type SimdFormat = Format & { readonly simd: SimdReader | SimdBlocks };
 /** One of single floats. */
 type FloatFormat = Format & { readonly simd: SimdReader };
 
-/** The formats that the kernels can read; jobs refer to them by index. */
-export const SIMD_FORMATS: readonly SimdFormat[] = FORMATS.filter(
-  (format): format is SimdFormat => format.simd !== undefined,
+/** The formats that the kernels can read row by row. */
+const IN_ROWS = FORMATS.filter((format): format is SimdFormat =>
+  format.simd !== undefined
 );
+/** Those that have their rows in panels. */
+const IN_PANELS = IN_ROWS.filter(isBlocks).map(inPanels)
+  .filter((format) => format !== undefined);
+/** The formats that the kernels can read; jobs refer to them by index. */
+export const SIMD_FORMATS: readonly SimdFormat[] = [...IN_ROWS, ...IN_PANELS];
+
+/** The format of the same blocks in panels; undefined if the kernels do not read that. */
+export const panelsOf = (format: Format): PanelFormat | undefined =>
+  IN_PANELS.find(({ rows }) => rows === format);
 
 /** Addresses of the planes of a matrix; 0 if there are fewer. */
 export type Planes = [number, number, number, number];
@@ -116,7 +127,11 @@ export type WasmKernels =
      * Rounds groups of x in which no element exceeds `most` times the mean size; writes
      * `roundedBytes` bytes after x. For the name see {@linkcode roundRowName}.
      */
-    [sizes: `roundRow_${number}_${number}_${number}`]: (
+    [
+      sizes:
+        | `roundRow_${number}_${number}_${number}`
+        | `roundWords_${number}_${number}`
+    ]: (
       x: number,
       k: number,
       most: number,
@@ -191,6 +206,10 @@ export type WasmKernels =
       eps: number,
       angles: number,
     ): void;
+    /**
+     * Puts eight rows of a plane, `rowBytes` apart, a multiple of 16, in the order of a panel.
+     */
+    interleave(from: number, rowBytes: number, to: number): void;
     /** Moves the even elements of each of `eights` times eight before the odd ones. */
     evenFirst(x: number, eights: number): void;
     /** `g = silu(g) · u` in place, `count` elements (a multiple of 4). */
@@ -229,8 +248,8 @@ export function wasmKernels(
         i16x8.add(...i16x8.multiplyBytes.map((half) => half(a, b))),
     };
   const { mulAdd } = instructions;
-  const blocks = SIMD_FORMATS.filter(isBlocks);
-  const floats = SIMD_FORMATS.filter((format): format is FloatFormat =>
+  const blocks = IN_ROWS.filter(isBlocks);
+  const floats = IN_ROWS.filter((format): format is FloatFormat =>
     !isBlocks(format)
   );
   return assemble([
@@ -245,13 +264,21 @@ export function wasmKernels(
         : dotBlocks(format, instructions),
       unpackBlocks(format, instructions),
     ]),
-    ...new Map(
-      blocks.map(({ simd }) =>
+    ...IN_PANELS.flatMap((format) => [
+      dotPanels(format, instructions),
+      unpackPanels(format, instructions),
+    ]),
+    ...new Map([
+      ...blocks.map(({ simd }) =>
         isSuper(simd)
           ? roundSuperRow(simd)
           : roundRow(simd, roundingOf(simd, instructions))
-      ).map((made) => [made.name, made]),
-    ).values(),
+      ),
+      ...IN_PANELS.map(({ simd }) =>
+        roundRow(simd, "words", roundWordsName(simd))
+      ),
+    ].map((made) => [made.name, made])).values(),
+    interleaveRows(),
     tiles(mulAdd),
     softmax(mulAdd),
     weightedSum(mulAdd),

@@ -38,6 +38,12 @@ export const roundRowName = (
 ): `roundRow_${number}_${number}_${number}` =>
   `roundRow_${blocks.group}_${spanOf(blocks)}_${bitsOf(blocks)}`;
 
+/** Name of the kernel that rounds rows of x to words, whatever others do. */
+export const roundWordsName = (
+  blocks: SimdBlocks,
+): `roundWords_${number}_${number}` =>
+  `roundWords_${blocks.group}_${spanOf(blocks)}`;
+
 /** Whether blocks are multiplied as wasm_super_blocks.ts says. */
 export const isSuper = (blocks: SimdBlocks): boolean =>
   blocks.integers !== undefined;
@@ -227,9 +233,13 @@ export const lanes = (combine: typeof f32.add, { get }: Local): Code =>
  * Builds `WasmKernels.roundRow_…`. A span is rounded if no group has an element larger
  * than `most` times the mean of {@linkcode MOST_OUTLYING}.
  */
-export function roundRow(blocks: SimdBlocks, rounding: Rounding) {
+export function roundRow(
+  blocks: SimdBlocks,
+  rounding: Rounding,
+  name: string = roundRowName(blocks),
+) {
   const { group } = blocks, span = spanOf(blocks);
-  const f = new FunctionBuilder(roundRowName(blocks), {
+  const f = new FunctionBuilder(name, {
     x: "i32",
     k: "i32",
     most: "f32",

@@ -92,7 +92,7 @@ export const wideKernels = (mulAdd: MulAdd) =>
 const interleave = [0, 8, 1, 9, 2, 10, 3, 11];
 
 /** Transposes eight vectors of eight half words in place. */
-function transposeEight(rows: readonly Local[], spare: Local): Code[] {
+export function transposeEight(rows: readonly Local[], spare: Local): Code[] {
   const zip = (a: Local, b: Local): Code[] => [
     spare.set(i16x8.shuffle(...interleave)(a.get, b.get)),
     b.set(i16x8.shuffle(...interleave.map((half) => half + 4))(a.get, b.get)),

@@ -1,154 +1,36 @@
 /** The WebAssembly kernels of every format of blocks, against its `unpack` and float64. */
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { assertAllClose } from "../support/assert_all_close.ts";
-import { bind } from "../../lib/cpu/pool.ts";
 import { CpuOps } from "../../lib/cpu/ops.ts";
-import { type BlockFormat, isBlocks } from "../../lib/cpu/wasm_blocks.ts";
-import {
-  MOST_OUTLYING,
-  roundedBytes,
-  roundRowName,
-} from "../../lib/cpu/wasm_round.ts";
-import {
-  type Planes,
-  SIMD_FORMATS,
-  unsignedBytes,
-  wasmKernels,
-} from "../../lib/cpu/wasm_kernels.ts";
-import { threadSpace, writeMasks } from "../../lib/cpu/jobs.ts";
+import { isPanels } from "../../lib/cpu/panels.ts";
+import { isBlocks } from "../../lib/cpu/wasm_blocks.ts";
+import { MOST_OUTLYING, roundRowName } from "../../lib/cpu/wasm_round.ts";
+import { type Planes, SIMD_FORMATS } from "../../lib/cpu/wasm_kernels.ts";
 import { storedRowBytes } from "../../lib/formats/format.ts";
-import { type Matrix, packed } from "../../lib/formats/matrix.ts";
 import { FORMATS } from "../../lib/formats/mod.ts";
-import { type CpuTensor, storedMatrix } from "../../lib/formats/tensor.ts";
-import { type Random, randomTest } from "../support/random.ts";
+import { storedMatrix } from "../../lib/formats/tensor.ts";
+import {
+  assertSums,
+  CONFIG,
+  EXACT,
+  GUARD,
+  MODULES,
+  onOps,
+  placed,
+  product,
+  randomRows,
+  ROUNDED,
+  unpacked,
+  widths,
+} from "../support/block_rows.ts";
+import { randomTest } from "../support/random.ts";
 
-const FORMATS_OF_BLOCKS = SIMD_FORMATS.filter(isBlocks);
+const IN_ROWS = SIMD_FORMATS.filter((format) => !isPanels(format));
+const FORMATS_OF_BLOCKS = IN_ROWS.filter(isBlocks);
 
 Deno.test("every format has a reader for WebAssembly", () => {
-  assertEquals(SIMD_FORMATS, FORMATS);
+  assertEquals(IN_ROWS, FORMATS);
   assertEquals(FORMATS_OF_BLOCKS.length, 13);
 });
-
-/** Blocks of random bits, whose elements are all finite. */
-function randomRows(random: Random, format: BlockFormat, n: number, k: number) {
-  const { bytes, elements } = format;
-  const stored = new Uint8Array(n * storedRowBytes(format, k));
-  const values = new Float32Array(elements);
-  for (let at = 0; at < stored.length; at += bytes) {
-    const block = stored.subarray(at, at + bytes);
-    do {
-      for (let i = 0; i < bytes; i++) block[i] = random.int(0, 255);
-      const planes = packed(format, block.slice(), elements, 1);
-      format.unpack(planes, 0, elements, values);
-    } while (!values.every((value) => Math.abs(value) < 1e6));
-  }
-  return stored;
-}
-
-/** All elements of stored rows. */
-function unpacked(format: BlockFormat, stored: Uint8Array, k: number) {
-  const n = stored.length / storedRowBytes(format, k);
-  const planes = packed(format, stored.slice(), k, n);
-  const all = new Float32Array(n * k);
-  for (let row = 0; row < n; row++) {
-    format.unpack(planes, row, k, all.subarray(row * k, (row + 1) * k));
-  }
-  return all;
-}
-
-/** Row widths: some with every number of groups in the last vector of factors. */
-const widths = ({ elements }: BlockFormat) =>
-  (elements === 32 ? [1, 2, 3, 4, 7, 16, 33] : [1, 2, 3]).map((n) =>
-    n * elements
-  );
-
-/**
- * `x · wᵀ` in float64, and the sums of what was summed: products of scaled quants and
- * minimums are no larger than a few times the largest element of their group.
- */
-function product(x: ArrayLike<number>, w: Float32Array, k: number) {
-  const values: number[] = [], norms: number[] = [];
-  for (let r = 0; r < x.length; r += k) {
-    for (let j = 0; j < w.length; j += k) {
-      let sum = 0, norm = 0;
-      for (let i = 0; i < k; i += 16) {
-        let largest = 0, size = 0;
-        for (let e = i; e < i + 16; e++) {
-          sum += x[r + e] * w[j + e];
-          largest = Math.max(largest, Math.abs(w[j + e]));
-          size += Math.abs(x[r + e]);
-        }
-        norm += 3 * largest * size;
-      }
-      values.push(sum);
-      norms.push(norm);
-    }
-  }
-  return { values, norms };
-}
-
-/**
- * Asserts that results are within a few roundings of what was summed. The kernels may lose
- * elements that are subnormal, as only MXFP4 has them.
- */
-function assertSums(
-  actual: ArrayLike<number>,
-  { values, norms }: ReturnType<typeof product>,
-  message: string,
-  absolute = EXACT,
-): void {
-  const inNorms = (list: ArrayLike<number>) =>
-    Float64Array.from(list, (value, i) => value / (norms[i] + 2 ** -90));
-  assertAllClose(inNorms(actual), inNorms(values), { absolute }, message);
-}
-
-/** Errors of sums in f32, and of x rounded to 16 bits, in sizes of what was summed. */
-const EXACT = 3e-7, ROUNDED = 2e-5;
-
-/** The modules that this engine runs right, by what they use. */
-const MODULES = {
-  "plain SIMD": new WebAssembly.Module(wasmKernels(false)),
-  "relaxed SIMD": new WebAssembly.Module(wasmKernels(true, 7)),
-  ...unsignedBytes() && {
-    "relaxed SIMD, unsigned bytes": new WebAssembly.Module(
-      wasmKernels(true, 8),
-    ),
-  },
-};
-const GUARD = 64;
-/** Where the masks have ended. */
-const FREE = threadSpace(0);
-
-/** A memory full of NaN with masks, planes and x. */
-function placed(
-  format: BlockFormat,
-  module: WebAssembly.Module,
-  stored: Uint8Array,
-  x: Float32Array,
-) {
-  const memory = new WebAssembly.Memory({
-    initial: 16,
-    maximum: 65536,
-    shared: true,
-  });
-  new Float32Array(memory.buffer).fill(NaN, FREE / 4);
-  writeMasks(memory.buffer);
-  const { kernels } = bind(module, memory);
-  let at = FREE;
-  const place = (bytes: Uint8Array) => {
-    const address = at;
-    new Uint8Array(memory.buffer, address).set(bytes);
-    at += Math.ceil(bytes.length / 4) * 4 + GUARD;
-    return address;
-  };
-  const k = x.length, n = stored.length / storedRowBytes(format, k);
-  const planes = packed(format, stored.slice(), k, n).map(place);
-  while (planes.length < 4) planes.push(0);
-  const xAt = place(new Uint8Array(x.buffer));
-  at += roundedBytes(format.simd, k) - GUARD; // the end of what roundRow writes
-  const mask = (k: number) => k / format.simd.group % 4 * 32;
-  return { memory, kernels, planes: planes as Planes, xAt, free: at, mask };
-}
 
 for (const format of FORMATS_OF_BLOCKS) {
   for (const [what, module] of Object.entries(MODULES)) {
@@ -347,40 +229,3 @@ Deno.test("rows whose factors exceed the work space are refused", () => {
     "factors of a row take 1048640 bytes of work space, must be at most 1048576",
   );
 });
-
-/** Its sizes do not matter to matmuls. */
-const CONFIG = {
-  modelType: "qwen3",
-  vocabSize: 8,
-  hiddenSize: 32,
-  intermediateSize: 32,
-  numHiddenLayers: 1,
-  numAttentionHeads: 1,
-  numKeyValueHeads: 1,
-  headDim: 32,
-  maxPositionEmbeddings: 64,
-  rmsNormEps: 1e-6,
-  ropeTheta: 1e4,
-  ropeScaling: null,
-  tieWordEmbeddings: true,
-  bosTokenId: null,
-  eosTokenIds: [],
-};
-
-/** A matrix in the memory of `ops`; `next` is called before each plane. */
-function onOps(
-  ops: CpuOps,
-  matrix: Matrix<CpuTensor>,
-  next: () => void = () => {},
-): Matrix<CpuTensor> {
-  const parts = matrix.parts.map((part) => ({
-    ...part,
-    planes: part.planes.map(({ shape, data }) => {
-      next();
-      const tensor = ops.tensor("u32", shape);
-      tensor.data.set(data);
-      return tensor;
-    }),
-  }));
-  return { ...matrix, parts };
-}

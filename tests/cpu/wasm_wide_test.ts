@@ -164,7 +164,7 @@ if (unknown) {
   });
 } else {
   Deno.test("what the CPU computes is right with kernels for 256 bits", async () => {
-    const cpu = ["ops", "wasm_blocks", "wasm_kernels"];
+    const cpu = ["ops", "wasm_blocks", "wasm_kernels", "wasm_panels"];
     await requireTests(cpu.map((name) => `tests/cpu/${name}_test.ts`));
   });
 
@@ -193,7 +193,7 @@ if (unknown) {
 
 const { stdout: features } = await deno("--help", ["eval", ""]);
 if (/\bAVX2=1\b/.test(features)) {
-  Deno.test("V8 joins the pairs of both matmuls", async () => {
+  Deno.test("V8 joins the pairs of both matmuls, and of panels", async () => {
     const { code, stdout, stderr } = await deno(
       // One after the other, so that what V8 says of them is not mixed.
       `${OPTIMIZED},--trace-wasm-revectorize,--wasm-num-compilation-tasks=0`,
@@ -203,12 +203,20 @@ if (/\bAVX2=1\b/.test(features)) {
     const joined = stdout.split("Begin revec function wasm-function#").slice(1)
       .map((said) => {
         const [, pairs = ""] = said.split("Decided to vectorize");
-        return [parseInt(said), pairs.match(/F32x4Qfma/g)?.length ?? 0];
+        const [products, dots] = [/F32x4Qfma/g, /I32x4DotI16x8S/g]
+          .map((name) => pairs.match(name)?.length ?? 0);
+        return [parseInt(said), products, dots];
       })
       .sort(([a], [b]) => a - b);
     // Each transposition is followed by its matmul: of four columns and two pairs of
     // weights times 6, 2 and 1 rows.
     const all = 4 * 2 * (6 + 2 + 1);
-    assertEquals(joined, [[0, 0], [1, all], [2, 0], [3, all]]);
+    assertEquals(joined.slice(0, 4), [
+      ...[[0, 0, 0], [1, all, 0]],
+      ...[[2, 0, 0], [3, all, 0]],
+    ]);
+    // Two panels times 16 pairs of elements, or as many times two elements in f32; then sums
+    // are scaled in either way.
+    assertEquals(joined.slice(4), [[4, 2 * (2 * 16 - 1) + 2 * 2, 2 * 16]]);
   });
 }

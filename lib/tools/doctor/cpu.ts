@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { panelsOf } from "../../cpu/wasm_kernels.ts";
 import { EPS, FLOATS, type Result, SUM } from "../../../kernels/case.ts";
 import { parseSynthetic } from "../../checkpoint/synthetic.ts";
 import { compare, passes } from "../../check/kernel_case.ts";
@@ -104,6 +105,8 @@ const CONFIG: Qwen3Config = {
 };
 /** Rows of a matmul, and of its weight. */
 const ROWS = [1, 5, 33], N = 74;
+/** Rows of a weight that are interleaved, as those of models are. */
+const INTERLEAVED = 80;
 /** The width of rows of blocks: whole blocks of every format. */
 const BLOCKS_K = 768;
 
@@ -112,13 +115,18 @@ function testCpuKernels(
   makeOps: (config: Qwen3Config) => CpuOps,
 ): { info: CpuInfo; results: TestResult[] } {
   using ops = makeOps(CONFIG);
+  using dense = makeOps({ ...CONFIG, experts: undefined });
   const results: TestResult[] = [], random = new Random();
   const add = (what: string, y: CpuTensor, expected: Omit<Result, "of">) => {
     const found = compare({ of: "y", ...expected }, { y: y.data });
     results.push({ kernel: "CPU path", what, ...found });
   };
   for (const rows of ROWS) {
-    for (const { name } of FORMATS) matmuls(ops, random, name, rows, add);
+    for (const format of FORMATS) {
+      matmuls(ops, random, format.name, { m: rows, n: N }, add);
+      if (!panelsOf(format)) continue;
+      matmuls(dense, random, format.name, { m: rows, n: INTERLEAVED }, add);
+    }
     for (const dtype of FLOATS) experts(ops, random, dtype, rows, add);
   }
   attention(ops, random, 130, 1, add);
@@ -139,32 +147,43 @@ function copied(ops: CpuOps, { dtype, shape, data }: CpuTensor): CpuTensor {
   return tensor;
 }
 
+/** What a generator returns in the end. */
+function resultOf<R>(slices: Generator<void, R>): R {
+  for (;;) {
+    const { done, value } = slices.next();
+    if (done) return value;
+  }
+}
+
 /** Matmuls by a weight in a format, whose blocks have random bits. */
 function matmuls(
   ops: CpuOps,
   random: Random,
   format: string,
-  m: number,
+  { m, n }: { m: number; n: number },
   add: Add,
 ): void {
   const dtype = FLOATS.find((name) => name === format);
   const k = dtype ? CONFIG.hiddenSize : BLOCKS_K, before = 7;
-  const size = { m, n: N, k }, tolerance = SUM;
+  const size = { m, n, k }, tolerance = SUM;
   const x = copied(ops, random.tensor("f32", [m, k], 2));
   const norm = copied(ops, random.tensor(dtype ?? "f32", [k], 0.5, 1));
-  const weights = random.matrix(format, [N, k]), all = matrixToF32(weights);
-  const w = withPlanes(weights, (plane) => copied(ops, plane));
-  ops.together(w);
-  const [part] = w.parts, half = N / 2;
+  const weights = random.matrix(format, [n, k]), all = matrixToF32(weights);
+  const stored = withPlanes(weights, (plane) => copied(ops, plane));
+  ops.together(stored);
+  const w = n === INTERLEAVED ? resultOf(ops.interleave(stored)) : stored;
+  const [part] = w.parts, half = n / 2;
   const pairs = { ...w, parts: [{ ...part, rows: half, twin: half }] };
-  const residual = copied(ops, random.filled("f32", [m, N], before));
+  const residual = copied(ops, random.filled("f32", [m, n], before));
   const plain = linear(toF32(x), all, size);
   const normed = rmsNormed(toF32(x), toF32(norm), EPS);
   const product = linear(normed, all, size);
-  const what = `${format} [${m}, ${k}] × [${k}, ${N}]`;
+  const what = `${format} [${m}, ${k}] × [${k}, ${n}]${
+    w === stored ? "" : ", interleaved"
+  }`;
   // An earlier result lies where a later one is written, so each is compared at once.
   add(`${what}, added`, ops.matmulAdd(x, w, residual), {
-    ...epilogue("add", plain, N, before),
+    ...epilogue("add", plain, n, before),
     tolerance,
   });
   add(`${what}, normed`, ops.normMatmul(x, matrixOf(norm), w), {
@@ -172,7 +191,7 @@ function matmuls(
     tolerance,
   });
   add(`${what}, gated`, ops.normSwiglu(x, matrixOf(norm), pairs), {
-    ...epilogue("swiglu", product, N, 0),
+    ...epilogue("swiglu", product, n, 0),
     tolerance,
   });
 }

@@ -247,7 +247,7 @@ Deno.test("the CPU path is tested, and a wrong verb is found", async () => {
   const [path, reply] = await examined();
   assertEquals([path.severity, reply.severity], ["green", "green"], path.text);
   assertMatch(path.text, / on 3 threads \(/);
-  assertMatch(path.text, /: 175 cases, all correct, largest error [^ ]+ % of /);
+  assertMatch(path.text, /: 238 cases, all correct, largest error [^ ]+ % of /);
   const whats = (path.data!.results as TestResult[]).map(({ what }) => what);
   for (const { name } of FORMATS) {
     const ways = whats.filter((what) => what.startsWith(`${name} [1, `));
@@ -356,7 +356,7 @@ Deno.test("without an adapter the doctor tests the CPU path and recommends no so
       ["yellow", "device", "auto takes the CPU path: no WebGPU adapter here"],
     ],
   );
-  assertMatch(of("CPU path").text, /175 cases, all correct/);
+  assertMatch(of("CPU path").text, /238 cases, all correct/);
   assertMatch(of("CPU reply").text, /^the story model wrote 16 tokens/);
   assertMatch(summaryText(report), /^! the CPU path works, /);
   assert(!/mesa|llvmpipe/.test(JSON.stringify(report)));
