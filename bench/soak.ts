@@ -13,6 +13,7 @@ import vm from "node:vm";
 import { DEFAULT_MODEL, loadQwen3, type Qwen3 } from "../mod.ts";
 import type { Engine } from "../lib/engine/engine.ts";
 import { fmix32 } from "../lib/fmix32.ts";
+import type { Logprobs } from "../lib/model/sampling.ts";
 
 /** Bounds of a soak; the first that is reached ends it. */
 export interface SoakOptions {
@@ -73,6 +74,20 @@ class Draws {
 const GREEDY = { temperature: 0, ignoreEos: true } as const;
 
 /**
+ * Smaller differences of log probabilities may be due to the order of sums, which others in a
+ * batch change: by 4e-6, seldom by 1e-5.
+ */
+const NEARLY = 1e-3;
+
+/** How many tokens are chosen until two are nearly as likely, with `logprobs: 2`. */
+export function decided(logprobs: readonly Logprobs[] = []): number {
+  const tie = logprobs.findIndex(({ top: [best, second] }) =>
+    best.logprob - second.logprob < NEARLY
+  );
+  return tie < 0 ? logprobs.length : tie;
+}
+
+/**
  * Prompts with shared beginnings, as conversations have them: the first is a long random
  * text; others are an earlier one with its reply and more, or one that was edited.
  */
@@ -85,14 +100,17 @@ async function makePool(
   const most = Math.floor(qwen.context / 2) - maxTokens;
   const text = (length: number) =>
     Array.from({ length }, () => draws.upTo(vocabSize - 1));
-  for (let i = 0; i < prompts; i++) {
+  while (pool.length < prompts) {
+    const i = pool.length;
     const { prompt, reply } = pool[draws.upTo(i)] ?? { prompt: [], reply: [] };
     const edited = prompt.slice(0, draws.upTo(prompt.length));
     const begin = draws.upTo(2) > 0 ? [...prompt, ...reply] : edited;
     const length = i > 0 ? 1 + draws.upTo(most / 4) : most;
     const next = [...begin, ...text(length)].slice(-most);
-    const run = await qwen.generate(next, { ...GREEDY, maxTokens });
-    pool.push({ prompt: next, reply: run.tokenIds });
+    const options = { ...GREEDY, maxTokens, logprobs: 2 };
+    const run = await qwen.generate(next, options);
+    const sure = run.tokenIds.slice(0, decided(run.logprobs));
+    if (sure.length > 0) pool.push({ prompt: next, reply: sure });
   }
   return pool;
 }

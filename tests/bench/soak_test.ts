@@ -40,7 +40,7 @@ eachDevice("16 clients get what they would alone", async (device) => {
   assert(report.cachedTokens > 0 && report.left > 0);
   // Some passes had not run before, but nothing stays of a request.
   const { memory } = report, [middle, end] = [memory[5], memory[10]];
-  assert(memory.every(({ requests }, i) => requests >= requests * i / 10));
+  assert(memory.every((one, i) => one.requests >= report.requests * i / 10));
   const more = end.device - middle.device;
   assert(more < 2 ** 20, `${more} bytes more`);
 });

@@ -221,9 +221,9 @@ randomTest(
       );
       statuses.push(...some);
     }
-    for (const status of [200, 400]) {
+    for (const status of [200, 400]) { // 15 and 70 in a hundred
       const count = statuses.filter((one) => one === status).length;
-      assert(count > INPUTS / 10, `${count} have status ${status}`);
+      assert(count > INPUTS / 20, `${count} have status ${status}`);
     }
     await until(async () =>
       /^qwen3_running 0$/m.test(await metrics()) &&
