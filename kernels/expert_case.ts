@@ -187,13 +187,15 @@ export function expertCase(
       const y = products(given, toF32(x), w, chosen, reference);
       const results = [{ of: "y", ...y, tolerance }];
       if (!sums) return results;
-      const squares = rowSums("values", n)({
-        values: y.values.map((value) => value * value),
-      });
+      const squaresOf = (values: ArrayLike<number>) =>
+        rowSums("values", n)({
+          values: Float64Array.from(values, (value) => value * value),
+        });
       return [...results, {
         of: rowSums("squares", left),
-        values: squares,
-        norms: squares,
+        values: squaresOf(y.values),
+        // Of sums of products that nearly cancel, too.
+        norms: squaresOf(y.norms).map((norm) => 2 * norm),
         tolerance,
       }];
     },

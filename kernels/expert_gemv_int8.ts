@@ -123,10 +123,10 @@ ${BODY}`,
       }))
     ),
     { m: 3, experts: 4, used: 4, n: 12, k: 256, w: "q4_0", epilogue: "store" },
-    // Experts 2 to 5 of 7.
+    // Experts 2 to 6 of 7: each row has one of them.
     ...(["store", "swiglu", "add"] as const).map((epilogue) => ({
       ...{ m: 3, experts: 7, used: 3, n: 6, k: 256, w: "q8_0", epilogue },
-      held: [2, 4] as const,
+      held: [2, 5] as const,
     })),
     // A layer of Qwen3-30B-A3B with fewer experts.
     ...[

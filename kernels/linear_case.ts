@@ -8,7 +8,7 @@ import { formatNamed } from "../lib/formats/mod.ts";
 import { chooseLinear } from "../lib/dispatch/linear.ts";
 import type { Constants, Epilogue } from "../lib/dispatch/shapes.ts";
 import { type CpuTensor, matrixToF32, toF32 } from "../lib/formats/tensor.ts";
-import { pendingConstants, pendingTensor } from "./pending.ts";
+import { pendingConstants, pendingRounding, pendingTensor } from "./pending.ts";
 import {
   type CaseRandom,
   type CaseTools,
@@ -128,12 +128,15 @@ function pendingPart(x: Float32Array, random: CaseRandom) {
   const scale = pendingConstants(96), k = x.length;
   const later = x.map(() => random.next());
   const whole = x.map((value, i) => value + later[i]);
+  const rounding = pendingRounding(scale, { adders: 0, unit: 0.25 }) / SUM;
   const results: Result[] = [
     { of: "flags", values: new Float64Array(4), tolerance: 0 },
     {
       of: "added",
       values: whole,
-      norms: x.map((value, i) => Math.abs(value) + Math.abs(later[i])),
+      norms: x.map((value, i) =>
+        Math.abs(value) + Math.abs(later[i]) + rounding
+      ),
       tolerance: SUM,
     },
   ];

@@ -153,13 +153,6 @@ const MASKS_BYTES = 8 * MASK_BYTES; // per order of elements
  * faster for 16 rows of f16, slower for 32.
  */
 const DIRECT_ROWS = { f16: 16, blocks: 12, wide: 12 };
-/** Those of panels, by the bits of a quant, without and with vectors of 256 bits. */
-const DIRECT_PANELS: Record<number, readonly [number, number]> = {
-  4: [24, 48],
-  5: [12, 24],
-  8: [48, Infinity],
-};
-
 /** Whether an element is unpacked by one instruction, and transposed as it is stored. */
 const isPlain = (format: SimdFormat): boolean =>
   format === bf16 || format === f32;
@@ -172,14 +165,9 @@ export const isDirect = (
   format: SimdFormat,
   rows: number,
   wide: boolean,
-): boolean => {
-  if (isPanels(format)) {
-    const bits = format.simd.bits.reduce((a, b) => a + b);
-    return rows < DIRECT_PANELS[bits][wide ? 1 : 0];
-  }
-  return !wide && isPlain(format) ||
-    rows < DIRECT_ROWS[wide ? "wide" : isBlocks(format) ? "blocks" : "f16"];
-};
+): boolean =>
+  !wide && isPlain(format) ||
+  rows < DIRECT_ROWS[wide ? "wide" : isBlocks(format) ? "blocks" : "f16"];
 
 /** Bytes of w for several rows of x. Not measured: they fit an L1 cache of 32 KiB. */
 const WARM_BYTES = 1 << 15;

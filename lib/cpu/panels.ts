@@ -1,6 +1,6 @@
 /**
- * Formats of blocks with their rows in panels: of eight rows, pairs of bytes follow one
- * another, those of the first row first. One vector then has as much of each row, and its
+ * Formats of blocks with their rows in panels: of eight rows, pairs of bytes (or bytes, where
+ * a block has a single one) follow one another, those of the first row first. One vector then has as much of each row, and its
  * lanes are sums of different rows, so nothing is added up across lanes.
  *
  * @module

@@ -78,11 +78,15 @@ export class CpuRunner implements Runner {
       const rests = new Rests();
       for (const matrix of listWeights(weights)) {
         ops.together(matrix);
+        inOrder.set(matrix, matrix);
+        // In f32, rows one after another are multiplied faster.
+        if (!integers) continue;
         const slices = ops.interleave(matrix);
         let next = slices.next();
         for (; !next.done; next = slices.next()) {
           await rests.rest(options.signal);
         }
+        await rests.rest(options.signal);
         inOrder.set(matrix, next.value);
       }
       const { context, cacheDtype = "f32" } = options;

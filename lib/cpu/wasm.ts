@@ -185,8 +185,14 @@ function layoutOf(format: number, k: number): Layout {
 }
 
 /** Chunks of a matmul are multiples of this many rows of w. */
-const stepOf = (format: Format, transposed: boolean): number =>
-  isPanels(format) ? PANEL_CHUNK_ROWS : transposed ? WIDE_COLUMNS : CHUNK_ROWS;
+const stepOf = (
+  format: Format,
+  { direct, wide }: { direct: boolean; wide: boolean },
+): number => {
+  if (!direct && wide) return WIDE_COLUMNS;
+  if (!isPanels(format)) return CHUNK_ROWS;
+  return direct ? PANELS_ROWS : PANEL_CHUNK_ROWS;
+};
 
 /** Runs on the caller's thread and on workers. */
 export class WasmCpuKernels implements CpuKernels {
@@ -297,7 +303,7 @@ export class WasmCpuKernels implements CpuKernels {
           round(xAt + r * xBytes, k, this.integers ? MOST_OUTLYING : NEVER);
         }
       }
-      const step = stepOf(own, transposed);
+      const step = stepOf(own, { direct, wide });
       const slice = this.#sliceRows(count * k, step);
       for (let begin = 0; begin < n; begin += slice) {
         if (begin > 0) yield;
@@ -371,7 +377,7 @@ export class WasmCpuKernels implements CpuKernels {
     const odd = [rows, ...apart].find((n) => n % PANELS_ROWS !== 0);
     if (odd !== undefined) {
       this.#outOfPanels.add(
-        `${odd} rows of ${format.name} are read one by one: they must be a multiple of ${PANELS_ROWS} to be interleaved`,
+        `${format.name} is not interleaved where it has ${odd} rows, no multiple of ${PANELS_ROWS}`,
       );
       return part;
     }
