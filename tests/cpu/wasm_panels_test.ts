@@ -152,7 +152,7 @@ for (const format of IN_PANELS) {
       (random) => {
         using ops = new CpuOps(CONFIG, { threads: 3, integers });
         for (const k of [32, 608]) {
-          for (const n of [16, 32, 112, 1008]) {
+          for (const n of [16, 112, 1008]) {
             const stored = randomRows(random, format.rows, n, k);
             const w = unpacked(format.rows, stored, k);
             const matrix = inPanels(
@@ -161,7 +161,7 @@ for (const format of IN_PANELS) {
             );
             assertEquals(matrix.parts[0].format, format);
             assertEquals(matrixToF32(matrix), w);
-            for (const rows of [1, 3, 12, 23, 24, 50, 200]) {
+            for (const rows of n > 112 ? [3, 40] : [1, 11, 12, 50, 200]) {
               checkMatmul(ops, random, { matrix, w, rows, integers });
             }
           }

@@ -70,7 +70,7 @@ Deno.test("without an adapter the CPU path works: yellow, exit code 0", async ()
     /^! adapter +no WebGPU adapter here; install the GPU's /m,
   );
   assertMatch(stdout, /^✓ model +the story model needs /m);
-  assertMatch(stdout, /^✓ CPU path +\S+ on 1 thread .* 175 cases,/ms);
+  assertMatch(stdout, /^✓ CPU path +\S+ on 1 thread .* 238 cases,/ms);
   assertMatch(stdout, /^✓ CPU reply +the story model wrote 16 tokens/m);
   assertMatch(stdout, /\n\n! the CPU path works, [^\n]*\n$/);
 });
