@@ -153,6 +153,7 @@ const MASKS_BYTES = 8 * MASK_BYTES; // per order of elements
  * faster for 16 rows of f16, slower for 32.
  */
 const DIRECT_ROWS = { f16: 16, blocks: 12, wide: 12 };
+
 /** Whether an element is unpacked by one instruction, and transposed as it is stored. */
 const isPlain = (format: SimdFormat): boolean =>
   format === bf16 || format === f32;

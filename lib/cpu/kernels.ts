@@ -101,7 +101,8 @@ export interface CpuKernels extends Disposable {
   together(planes: readonly CpuTensor[]): void;
   /**
    * Puts the rows of a part of a matrix in the order that is read fastest, in place; returns
-   * the part as it then is. `apart` has the numbers of rows of slices that are multiplied separately, as an expert is.
+   * the part as it then is. `apart` has the numbers of rows of slices that are multiplied
+   * separately, as an expert is.
    */
   interleave(
     part: MatrixPart<CpuTensor>,

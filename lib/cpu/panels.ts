@@ -1,7 +1,8 @@
 /**
  * Formats of blocks with their rows in panels: of eight rows, pairs of bytes (or bytes, where
- * a block has a single one) follow one another, those of the first row first. One vector then has as much of each row, and its
- * lanes are sums of different rows, so nothing is added up across lanes.
+ * a block has a single one) follow one another, those of the first row first. One vector
+ * then has as much of each row, and its lanes are sums of different rows, so nothing is added
+ * up across lanes.
  *
  * @module
  */
@@ -24,13 +25,10 @@ export interface PanelFormat extends BlockFormat {
 export const isPanels = (format: Format): format is PanelFormat =>
   "rows" in format;
 
-/** Bytes of one row that follow one another in a plane whose blocks have `bytes` bytes. */
-const together = (bytes: number): 1 | 2 => bytes % 2 === 0 ? 2 : 1;
-
-/** Bytes that {@linkcode together} says, for each plane. */
+/** Bytes of one row that follow one another, for each plane. */
 export const panelUnits = ({ bits, scaleBytes }: SimdBlocks): (1 | 2)[] => [
-  ...bits.map(() => together(2)),
-  ...scaleBytes.map(together),
+  ...bits.map(() => 2 as const),
+  ...scaleBytes.map((bytes) => bytes % 2 === 0 ? 2 : 1),
 ];
 
 /** The format in panels; undefined if the kernels do not read that. */

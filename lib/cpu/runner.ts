@@ -22,8 +22,8 @@ import {
   padBatch,
 } from "../dispatch/state_batches.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
-import { familyOf } from "../model/families.ts";
 import type { Matrix } from "../formats/matrix.ts";
+import { familyOf } from "../model/families.ts";
 import { listWeights, mapWeights, type Weights } from "../model/family.ts";
 import type { Rows, RowsSize } from "../model/rows.ts";
 import type { Runner } from "../model/runner.ts";

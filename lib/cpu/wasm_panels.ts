@@ -30,6 +30,8 @@ import { transposeEight } from "./wasm_wide.ts";
 
 /** Panels that `dotPanels` multiplies at once. */
 const PANELS = 2;
+/** Vectors of the first plane in a unit, which has 16 bytes of each row. */
+const VECTORS = 8;
 /** Vectors of sums of a panel. */
 const QUARTERS = [0, 1] as const;
 
@@ -108,9 +110,8 @@ class Panel {
 
   /** Loads vector `i` of the first plane's unit `u`. */
   load(u: number, i: number): Code {
-    const vectors = this.format.simd.unit * this.format.simd.bits[0] / 16;
     return this.loaded[0][0].set(
-      v128.load(16 * (u * vectors + i))(this.planes[0].get),
+      v128.load(16 * (u * VECTORS + i))(this.planes[0].get),
     );
   }
 
@@ -206,8 +207,7 @@ class Panels {
   readonly #factor: Local;
   readonly #sum: Local;
   readonly #xs: readonly Local[];
-  /** Vectors of the first plane in a unit, and pairs in one of them. */
-  readonly #vectors: number;
+  /** Pairs in a vector of the first plane. */
   readonly #shared: number;
 
   constructor(
@@ -216,15 +216,13 @@ class Panels {
     readonly relaxed: Relaxed,
     readonly at: RoundedX,
   ) {
-    const { bits, unit } = format.simd;
     const both = () => QUARTERS.map(() => f.local("v128"));
     this.all = times(PANELS, () => ({
       panel: new Panel(f, format, relaxed),
       sums: both(),
       totals: both(),
     }));
-    this.#vectors = unit * bits[0] / 16;
-    this.#shared = unit / 2 / this.#vectors;
+    this.#shared = format.simd.unit / 2 / VECTORS;
     this.#xs = times(this.#shared, () => f.local("v128"));
     this.#copy = f.local("v128");
     this.#factor = f.local("v128");
@@ -262,9 +260,9 @@ class Panels {
     const panels = this.all.map(({ panel }) => panel);
     return times(span / unit, (u) => [
       ...panels.flatMap((panel) => panel.loadOthers(u)),
-      ...times(this.#vectors, (i) => [
+      ...times(VECTORS, (i) => [
         ...panels.map((panel) => panel.load(u, i)),
-        ...times(this.#shared, (s) => body(u, s * this.#vectors + i, s)).flat(),
+        ...times(this.#shared, (s) => body(u, s * VECTORS + i, s)).flat(),
       ]).flat(),
     ]).flat();
   }
@@ -409,13 +407,12 @@ export function unpackPanels(format: PanelFormat, relaxed: Relaxed) {
   const rows = times(PANEL_ROWS, () => f.local("i32"));
   const columns = times(4, () => f.local("v128"));
   const bases = [w0, w1, w2, w3].slice(0, bits.length + scaleBytes.length);
-  const vectors = unit * bits[0] / 16;
 
   /** Columns 4 · c to 4 · c + 3 of unit `u`. */
   const four = (u: number, c: number): Code[] =>
     QUARTERS.flatMap((q) => [
       ...[2 * c, 2 * c + 1].flatMap((j, i) => [
-        panel.load(u, j % vectors),
+        panel.load(u, j % VECTORS),
         panel.setPair(j),
         ...[0, 1].map((odd) => {
           const value = f32x4.mul(

@@ -26,11 +26,16 @@ const NO_GL = "GL lacks f16, may hang, and may abort a process as it ends";
  */
 export function prepareEnvironment(): void {
   try {
-    for (const [name, value] of Object.entries(VALUES)) {
-      if (!host.env(name)) host.setEnv(name, value);
-    }
+    setMissing(() => true);
   } catch (error) {
     throw explained("prepare the environment", error);
+  }
+}
+
+/** Sets the variables that are not set, if they may be read and set. */
+function setMissing(may: (name: string) => boolean): void {
+  for (const [name, value] of Object.entries(VALUES)) {
+    if (may(name) && !host.env(name)) host.setEnv(name, value);
   }
 }
 
@@ -39,9 +44,7 @@ export function prepareWhereGranted(): Choice {
   const what = "graphics APIs",
     granted = (name: string) => host.isGranted("env", name);
   const given = granted(BACKENDS) ? host.env(BACKENDS) : undefined;
-  for (const [name, value] of Object.entries(VALUES)) {
-    if (granted(name) && !host.env(name)) host.setEnv(name, value);
-  }
+  setMissing(granted);
   if (given !== undefined) return { what, value: given, reason: BACKENDS };
   if (granted(BACKENDS)) {
     return { what, value: VALUES[BACKENDS], reason: NO_GL };
