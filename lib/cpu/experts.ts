@@ -93,7 +93,12 @@ export function* multiplyExperts(
     for (const piece of piecesOf(w, first, n)) {
       const to = { data: y, stride: n, column: piece.row - first };
       const part = partOf(piece.part, piece.at, piece.rows, k);
-      yield* kernels.matmul(from, own.length, part, k, to, "store");
+      yield* kernels.matmul(
+        { data: from, rows: own.length, k },
+        part,
+        to,
+        "store",
+      );
     }
     own.forEach((pair, i) =>
       out.set(y.subarray(i * n, (i + 1) * n), pair * stride + column)

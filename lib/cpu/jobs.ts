@@ -1,9 +1,9 @@
 /**
- * What one thread does for one chunk of a matmul or of attention, in WebAssembly. Jobs
- * are passed between threads as numbers.
+ * What one thread does for one chunk of a matmul or of attention, in WebAssembly; for what
+ * comes before and after see row_jobs.ts. Jobs are passed between threads as numbers.
  *
  * Each memory begins with {@link workBytes} of work space, followed by stored tensors, so
- * that a kernel never needs a second memory.
+ * that a kernel never needs a second memory. x and results are copied from and to others.
  *
  * @module
  */
@@ -20,6 +20,18 @@ import {
   TILE,
   type WasmKernels,
 } from "./wasm_kernels.ts";
+import {
+  type BoundMemory,
+  finish,
+  type FinishJob,
+  floatOfBits,
+  floatsAt,
+  type KeysJob,
+  normInPlace,
+  pack,
+  type PackJob,
+  putKeys,
+} from "./row_jobs.ts";
 import { panelsName } from "./wasm_panels.ts";
 import {
   columnBytes,
@@ -27,12 +39,6 @@ import {
   wideOf,
   type WideTiles,
 } from "./wasm_wide.ts";
-
-/** A memory that threads work on, and the kernels bound to it. */
-export interface BoundMemory {
-  memory: WebAssembly.Memory;
-  kernels: WasmKernels;
-}
 
 /**
  * `y = x · wᵀ`, split into chunks of rows of w. Fields are addresses, strides in bytes and
@@ -56,7 +62,13 @@ export interface MatmulJob {
 
 /** Attention of blocks of rows, split into chunks of one block and one key/value head. */
 export interface AttentionJob {
-  q: number; // [kvHeads, rows, group, headBytes]
+  memory: number; // of the queries as they come
+  heads: number; // [rows, kvHeads · group, headDim]
+  headsBytes: number; // row stride
+  weight: number; // of their norm
+  eps: number; // the bits of an f32
+  angles: number; // [rows, headDim]
+  q: number; // room for [kvHeads, rows, group, headBytes]
   headBytes: number;
   rows: number;
   group: number; // query heads per key/value head
@@ -67,79 +79,78 @@ export interface AttentionJob {
   v: number;
   vScales: number;
   page: number; // positions
-  out: number; // laid out like q
+  out: number; // room for results, laid out like q
+  outMemory: number; // of the results
+  to: number; // [rows, kvHeads · group, headDim]
   blocks: number; // [[row, rows, address of its pages, position of the first row], …], u32
 }
 
-const FIELDS = {
-  matmul: [
-    "format",
-    "x",
-    "xBytes",
-    "rows",
-    "w",
-    "w1",
-    "w2",
-    "w3",
-    "n",
-    "k",
-    "y",
-    "yBytes",
-    "chunk",
-  ],
-  attention: [
-    "q",
-    "headBytes",
-    "rows",
-    "group",
-    "kvHeads",
-    "headDim",
-    "k",
-    "kScales",
-    "v",
-    "vScales",
-    "page",
-    "out",
-    "blocks",
-  ],
-} as const satisfies {
-  matmul: (keyof MatmulJob)[];
-  attention: (keyof AttentionJob)[];
-};
-
-/** Length of an encoded job. */
-export const JOB_SIZE = 14;
-
-/** A matmul as unsigned 32-bit numbers. */
-export function encodeMatmul(job: MatmulJob): number[] {
-  return [0, ...FIELDS.matmul.map((field) => job[field])];
+/** All jobs by kind. */
+interface Jobs {
+  matmul: MatmulJob;
+  attention: AttentionJob;
+  pack: PackJob;
+  finish: FinishJob;
+  keys: KeysJob;
 }
 
-/** Attention as unsigned 32-bit numbers. */
-export function encodeAttention(job: AttentionJob): number[] {
-  return [1, ...FIELDS.attention.map((field) => job[field])];
+/** Their fields, in the order in which they are passed. */
+const FIELDS = {
+  matmul: [
+    ...["format", "x", "xBytes", "rows", "w", "w1", "w2", "w3", "n", "k", "y"],
+    ...["yBytes", "chunk"],
+  ],
+  attention: [
+    ...["memory", "heads", "headsBytes", "weight", "eps", "angles", "q"],
+    ...["headBytes", "rows", "group", "kvHeads", "headDim", "k", "kScales"],
+    ...["v", "vScales", "page", "out", "outMemory", "to", "blocks"],
+  ],
+  pack: [
+    ...["memory", "x", "k", "rows", "to", "toBytes", "evenFirst", "weight"],
+    ...["eps", "chunk"],
+  ],
+  finish: [
+    ...["y", "yBytes", "rows", "width", "memory", "to", "toBytes", "finish"],
+    "chunk",
+  ],
+  keys: [
+    ...["memory", "heads", "headsBytes", "rows", "kvHeads", "headDim"],
+    ...["weight", "eps", "angles", "cells", "page", "k", "v", "chunk"],
+  ],
+} as { readonly [K in keyof Jobs]: readonly (keyof Jobs[K])[] };
+const KINDS = Object.keys(FIELDS) as (keyof Jobs)[];
+
+/** Length of an encoded job. */
+export const JOB_SIZE = 1 +
+  Math.max(...Object.values(FIELDS).map(({ length }) => length));
+
+/** A job as unsigned 32-bit numbers. */
+export function encodeJob<K extends keyof Jobs>(
+  kind: K,
+  job: Jobs[K],
+): number[] {
+  return [
+    KINDS.indexOf(kind),
+    ...FIELDS[kind].map((field) => job[field] as number),
+  ];
 }
 
 /** A job as a thread works on it. */
-export type Job =
-  | {
-    kind: "matmul";
-    matmul: MatmulJob;
+export type Job = {
+  [K in keyof Jobs]: {
+    kind: K;
+    job: Jobs[K];
     /** What reads w, once a chunk has needed it. */
     reader?: MatrixReader;
-  }
-  | { kind: "attention"; attention: AttentionJob };
-
-/** The job that {@link encodeMatmul} or {@link encodeAttention} encoded. */
-export function decodeJob(job: ArrayLike<number>): Job {
-  const decode = <F extends string>(fields: readonly F[]) => {
-    const all = {} as Record<F, number>;
-    for (let i = 0; i < fields.length; i++) all[fields[i]] = job[i + 1] >>> 0;
-    return all;
   };
-  return job[0] === 0
-    ? { kind: "matmul", matmul: decode(FIELDS.matmul) }
-    : { kind: "attention", attention: decode(FIELDS.attention) };
+}[keyof Jobs];
+
+/** The job that {@link encodeJob} encoded. */
+export function decodeJob(numbers: ArrayLike<number>): Job {
+  const kind = KINDS[numbers[0]], fields = FIELDS[kind];
+  const job: Record<string, number> = {};
+  for (let i = 0; i < fields.length; i++) job[fields[i]] = numbers[i + 1] >>> 0;
+  return { kind, job } as unknown as Job;
 }
 
 /** The format of keys and values. */
@@ -203,6 +214,9 @@ const THREAD_BYTES = PANELS_BYTES + SCORES_BYTES + HEADS_BYTES;
 /** Where a thread's own space begins; shared space follows that of the last thread. */
 export const threadSpace = (thread: number): number =>
   2 * MASKS_BYTES + thread * THREAD_BYTES;
+/** A thread's room for scores, and for other floats when there are none. */
+export const scratchOf = (thread: number): number =>
+  threadSpace(thread) + PANELS_BYTES;
 /** Work space shared by all threads. */
 const SHARED_BYTES = 32 << 20;
 /** Total work space at the start of a memory. */
@@ -247,44 +261,31 @@ export const PANEL_CHUNK_ROWS = PANELS_ROWS * TILE;
 /** Rows of panels that are unpacked at a time. */
 const UNPACKED_PANELS = PANEL_ROWS * TILE;
 
-/**
- * Copies rows of x into work space, `rowBytes` apart, in the order in which the format of w
- * is unpacked.
- */
-export function packRows(
-  x: Float32Array,
-  rows: number,
-  k: number,
-  order: SimdReader["order"],
-  { memory: { buffer }, kernels }: BoundMemory,
-  to: number,
-  rowBytes: number,
-): void {
-  const stride = rowBytes / 4, eights = Math.ceil(k / 8);
-  const out = new Float32Array(buffer, to, rows * stride);
-  for (let r = 0; r < rows; r++) {
-    const begin = r * stride, end = begin + 8 * eights, from = r * k;
-    out.fill(0, end - 8, end);
-    out.set(x.subarray(from, from + k), begin);
-    if (order === "even first") kernels.evenFirst(to + r * rowBytes, eights);
-  }
-}
-
-/** Runs chunk `index` of a job. */
+/** Runs chunk `index` of a job on a memory. */
 export function runChunk(
-  kernels: WasmKernels,
-  memory: WebAssembly.Memory,
-  job: Job,
+  memories: readonly BoundMemory[],
+  memory: number,
+  all: Job,
   index: number,
   thread: number,
 ): void {
-  if (job.kind === "attention") {
-    return attention(kernels, memory, job.attention, index, thread);
+  const bound = memories[memory], { kernels } = bound;
+  switch (all.kind) {
+    case "attention":
+      return attention(memories, bound, all.job, index, thread);
+    case "pack":
+      return pack(memories, bound, all.job, index);
+    case "finish":
+      return finish(memories, bound, all.job, index);
+    case "keys":
+      return putKeys(memories, bound, all.job, index, scratchOf(thread));
+    case "matmul": {
+      const { job } = all, begin = index * job.chunk;
+      const count = Math.min(job.n - begin, job.chunk);
+      const w = all.reader ??= readerOf(kernels, job, thread);
+      multiply(kernels, job, w, begin, count, thread);
+    }
   }
-  const { matmul } = job, begin = index * matmul.chunk;
-  const count = Math.min(matmul.n - begin, matmul.chunk);
-  const w = job.reader ??= readerOf(kernels, matmul, thread);
-  multiply(kernels, matmul, w, begin, count, thread);
 }
 
 /**
@@ -521,7 +522,7 @@ function readerOf(
   const dot = kernels[names.dotBlocks];
   const unpackRows = kernels[names.unpackBlocks];
   const mask = (k: number) => tailMask(k / own.simd.group % 4, "straight");
-  const scratch = threadSpace(thread) + PANELS_BYTES, tail = mask(k);
+  const scratch = scratchOf(thread), tail = mask(k);
   const apart = isPanels(own) ? PANEL_ROWS : 1; // neighboring bytes of a row
   const unpack: MatrixReader["unpack"] = (row, n, column, width, panel) => {
     const [c0, c1, c2, c3] = planeBytes(format, column)
@@ -563,12 +564,13 @@ function rowFinder(
 }
 
 function attention(
-  kernels: WasmKernels,
-  memory: WebAssembly.Memory,
+  memories: readonly BoundMemory[],
+  bound: BoundMemory,
   job: AttentionJob,
   index: number,
   thread: number,
 ): void {
+  const { kernels, memory } = bound;
   const { headBytes, group, kvHeads, headDim } = job;
   const kvHead = index % kvHeads;
   const block = new Uint32Array(
@@ -578,12 +580,13 @@ function attention(
   );
   const [row, rows, pagesAt, position] = block;
   const rowBytes = 4 * headDim;
-  const scores = threadSpace(thread) + PANELS_BYTES;
+  const scores = scratchOf(thread);
   const first = (kvHead * job.rows + row) * group * headBytes;
   const seen = position + rows; // keys that the last row attends to
   const scoreBytes = resultBytes(seen);
   const step = Math.max(Math.floor(SCORES_BYTES / scoreBytes), 1);
 
+  takeQueries(memories, bound, job, { kvHead, row, rows, first });
   const rowOf = rowFinder(memory, job, kvHead, pagesAt);
   const read = headReader(kernels, job, rowOf, scores + SCORES_BYTES);
   const keyBlock = Math.min(read.most, seen);
@@ -629,6 +632,54 @@ function attention(
         headBytes,
         p,
       );
+    }
+  }
+  putResults(memories, bound, job, { kvHead, row, rows, first });
+}
+
+/** Some rows of a key/value head's queries, and where they begin in work space. */
+interface QueryRows {
+  kvHead: number;
+  row: number;
+  rows: number;
+  first: number;
+}
+
+/** Copies queries into work space, norms and rotates them. */
+function takeQueries(
+  memories: readonly BoundMemory[],
+  bound: BoundMemory,
+  job: AttentionJob,
+  { kvHead, row, rows, first }: QueryRows,
+): void {
+  const { headBytes, group, headDim, weight } = job, bytes = 4 * headDim;
+  const from = memories[job.memory], eps = floatOfBits(job.eps);
+  for (let r = row, at = job.q + first; r < row + rows; r++) {
+    const heads = job.heads + r * job.headsBytes + kvHead * group * bytes;
+    const angles = job.angles + r * bytes;
+    for (let g = 0; g < group; g++, at += headBytes) {
+      const head = floatsAt(bound, at, headBytes / 4);
+      head.fill(0, headDim);
+      head.set(floatsAt(from, heads + g * bytes, headDim));
+      normInPlace(bound, at, 1, headDim, { weight, eps, angles });
+    }
+  }
+}
+
+/** Copies results from work space to where they belong. */
+function putResults(
+  memories: readonly BoundMemory[],
+  bound: BoundMemory,
+  job: AttentionJob,
+  { kvHead, row, rows, first }: QueryRows,
+): void {
+  const { headBytes, group, kvHeads, headDim } = job, bytes = 4 * headDim;
+  const into = memories[job.outMemory];
+  for (let r = row, at = job.out + first; r < row + rows; r++) {
+    const to = job.to + (r * kvHeads + kvHead) * group * bytes;
+    for (let g = 0; g < group; g++, at += headBytes) {
+      const head = floatsAt(bound, at, headDim);
+      floatsAt(into, to + g * bytes, headDim).set(head);
     }
   }
 }

@@ -36,13 +36,34 @@ export interface Output {
   column: number;
 }
 
-/** The queries of one pass, and the keys and values they attend to. */
+/** RMSNorm (https://arxiv.org/abs/1910.07467). */
+export interface Norm {
+  /** One factor per element. */
+  weight: Float32Array;
+  eps: number;
+}
+
+/** Rows `[rows, k]`. */
+export interface Rows {
+  data: Float32Array;
+  rows: number;
+  k: number;
+  /** They are normed before they are used. */
+  norm?: Norm;
+}
+
+/** The queries, keys and values of one pass, and the cache that they are put in. */
 export interface Attention {
-  /** `[rows, heads · headDim]`, normed and rotated. */
-  q: Float32Array;
+  /** `[rows, (heads + 2 kvHeads) · headDim]`: queries, keys and values. */
+  qkv: Float32Array;
+  /** Of each head of queries and of keys, before they are rotated. */
+  qNorm: Norm;
+  kNorm: Norm;
+  /** The cosines of a position, then its sines: one of each for two elements of a head. */
+  angles: (position: number) => Float32Array;
   /**
    * Keys and values `[sequences, kvHeads, context, headDim]` in f32, or words of q8_0
-   * (lib/formats/cached.ts), including those of this pass: two halves of one allocated
+   * (lib/formats/cached.ts), with room for those of this pass: two halves of one allocated
    * tensor.
    */
   k: CpuTensor;
@@ -51,21 +72,6 @@ export interface Attention {
   cache: KvCache<CpuTensor>;
   /** `[rows, heads · headDim]` */
   out: Float32Array;
-}
-
-/** Rows of `weight.length` elements that are normed, and rotated if there are angles. */
-export interface NormedRows {
-  x: Float32Array;
-  /** Where the first row begins, and the number of rows. */
-  from: number;
-  count: number;
-  weight: Float32Array;
-  eps: number;
-  /** Where the results go; may not be `x`. */
-  out: Float32Array;
-  to: number;
-  /** The cosines of a position, then its sines, one of each for two elements. */
-  angles?: Float32Array;
 }
 
 /** The shape of attention. */
@@ -114,15 +120,16 @@ export interface CpuKernels extends Disposable {
    * finishes it into `out`.
    */
   matmul(
-    x: Float32Array,
-    rows: number,
+    x: Rows,
     w: MatrixPart<CpuTensor>,
-    k: number,
     out: Output,
     finish: Finish,
   ): Work;
-  /** RMSNorm of rows (https://arxiv.org/abs/1910.07467), and their rotation. */
-  norm(rows: NormedRows): void;
-  /** Causal grouped-query attention with scale `1 / sqrt(headDim)`. */
+  /** Norms rows into `out`, `[rows, k]`. */
+  norm(x: Rows & { norm: Norm }, out: Float32Array): void;
+  /**
+   * Norms and rotates queries and keys, puts keys and values into the cache, and attends:
+   * causal, grouped-query, with scale `1 / sqrt(headDim)`.
+   */
   attention(pass: Attention): Work;
 }

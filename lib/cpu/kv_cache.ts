@@ -4,8 +4,12 @@
  * @module
  */
 import type { Qwen3Config } from "../checkpoint/config.ts";
-import { cachedRanges, type CacheDtype } from "../formats/cached.ts";
-import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
+import {
+  cachedRanges,
+  type CacheDtype,
+  quantizedHeads,
+} from "../formats/cached.ts";
+import { bytesOf, type CpuTensor, f32 } from "../formats/tensor.ts";
 import {
   type CacheSize,
   type KeptCache,
@@ -86,3 +90,16 @@ export class CpuKvCache extends KvCache<CpuTensor>
 
 const sizeOf = (parts: readonly Uint8Array[]) =>
   parts.reduce((sum, { length }) => sum + length, 0);
+
+/** Returns a function that stores a head of cached keys or values. */
+export function writerOf(
+  cached: CpuTensor,
+  headDim: number,
+): (row: number, head: Float32Array) => void {
+  if (cached.dtype === "f32") {
+    const all = f32(cached);
+    return (row, head) => all.set(head, row * headDim);
+  }
+  const heads = quantizedHeads(cached, headDim);
+  return (row, head) => heads.put(row, head, 0);
+}

@@ -14,10 +14,14 @@ const MEMORY_BYTES = PAGE * PAGE;
 /** Kernels may read this many bytes past the end of a tensor; they ignore the values. */
 const SLACK = 64;
 
-/** A free range of a memory. */
-interface Region {
+/** Where something is. */
+export interface Place {
   memory: number;
   address: number;
+}
+
+/** A free range of a memory. */
+interface Region extends Place {
   bytes: number;
 }
 
@@ -81,15 +85,23 @@ export class CpuMemory {
     }
   }
 
-  /** The memory and address of a tensor, or of part of one. */
-  find({ data }: CpuTensor): { memory: number; address: number } {
+  /** The memory and address of an array that was allocated here, or of part of one. */
+  placeOf(data: CpuTensor["data"]): Place | undefined {
     const memory = this.#memoryOf.get(data.buffer);
-    if (memory === undefined) {
+    return memory === undefined
+      ? undefined
+      : { memory, address: data.byteOffset };
+  }
+
+  /** The memory and address of a tensor, or of part of one. */
+  find({ data }: CpuTensor): Place {
+    const place = this.placeOf(data);
+    if (place === undefined) {
       throw new Error(
         "Cannot use a tensor: its data was not allocated here, must come from allocate()",
       );
     }
-    return { memory, address: data.byteOffset };
+    return place;
   }
 
   #reserve(bytes: number): { memory: number; address: number } {

@@ -3,9 +3,12 @@
  *
  * @module
  */
-import type { NormedRows } from "./kernels.ts";
+import type { Norm, Rows } from "./kernels.ts";
 
-/** RMSNorm (https://arxiv.org/abs/1910.07467) of `weight.length` elements. */
+/**
+ * RMSNorm (https://arxiv.org/abs/1910.07467) of `weight.length` elements, which may be in
+ * place.
+ */
 export function normalize(
   x: Float32Array,
   from: number,
@@ -45,10 +48,10 @@ export function rotate(
 
 /** {@linkcode CpuKernels.norm} in TypeScript. */
 export function normRows(
-  { x, from, count, weight, eps, out, to, angles }: NormedRows,
+  { data, k, norm: { weight, eps } }: Rows & { norm: Norm },
+  out: Float32Array,
 ): void {
-  for (let i = 0; i < count * weight.length; i += weight.length) {
-    normalize(x, from + i, weight, eps, out, to + i);
-    if (angles) rotate(out, to + i, angles);
+  for (let i = 0; i < out.length; i += k) {
+    normalize(data, i, weight, eps, out, i);
   }
 }

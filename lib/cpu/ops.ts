@@ -9,9 +9,16 @@ import type { CachePass, KvCache, Paging } from "../model/kv_cache.ts";
 import { CHUNK_ROWS } from "./jobs.ts";
 import type { Ops } from "../model/ops.ts";
 import { type Dtype, elements } from "../dtype.ts";
-import { quantizedHeads, storedAs } from "../formats/cached.ts";
+import { storedAs } from "../formats/cached.ts";
 import type { Matrix, MatrixPart } from "../formats/matrix.ts";
-import type { CpuInfo, CpuKernels, Finish, Heads, Work } from "./kernels.ts";
+import type {
+  CpuInfo,
+  CpuKernels,
+  Finish,
+  Heads,
+  Norm,
+  Work,
+} from "./kernels.ts";
 import { choose, chosenOf, multiplyExperts } from "./experts.ts";
 import { type CpuCacheDtype, CpuKvCache } from "./kv_cache.ts";
 import { PlainKernels } from "./plain.ts";
@@ -47,15 +54,17 @@ export interface CpuOptions {
  * {@link Ops} in f32 on the CPU. Weights stay in their stored format and are unpacked as
  * they are read.
  *
- * The result of a verb is valid until the next pass, which begins with
- * {@link CpuOps.embed}; copy it to keep it longer. A verb is done when it returns, except
- * in a pass that {@link CpuOps.inSlices} runs.
+ * The result of a verb is valid until the same verb is called for rows of the same width;
+ * copy it to keep it longer. A verb is done when it returns, except in a pass that
+ * {@link CpuOps.inSlices} runs.
  */
 export class CpuOps implements Ops<CpuTensor>, Disposable {
   readonly #config: Qwen3Config;
   readonly #kernels: CpuKernels;
   readonly #rope: RopeTable;
-  readonly #results = new ResultPool();
+  readonly #results: Results;
+  /** Weights of norms as f32. */
+  readonly #weights = new WeakMap<Matrix<CpuTensor>, Float32Array>();
   /** The work of the last verb, in a pass that runs in slices. */
   #work?: Work;
   #slicing = false;
@@ -70,6 +79,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     }
     this.#config = config;
     this.#kernels = chooseKernels({ heads, kvHeads, headDim }, options);
+    this.#results = new Results(this.#kernels);
     this.#rope = new RopeTable(config);
   }
 
@@ -80,8 +90,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
 
   /** Bytes of all tensors, results, angles and of the kernels' work space. */
   get memoryBytes(): number {
-    return this.#kernels.memoryBytes + this.#results.byteLength +
-      this.#rope.byteLength;
+    return this.#kernels.memoryBytes + this.#rope.byteLength;
   }
 
   /** Allocates a tensor of zeros. */
@@ -199,8 +208,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
   embed(table: Matrix<CpuTensor>, tokens: CpuTensor): CpuTensor {
     const { n: vocab, k: hidden } = table;
     const rows = elements(tokens.shape);
-    this.#results.recycle();
-    const out = this.#results.tensor([rows, hidden]);
+    const out = this.#results.tensor("embed", [rows, hidden]);
     for (let r = 0; r < rows; r++) {
       const token = tokens.data[r];
       if (!(token < vocab)) {
@@ -219,7 +227,8 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     norm: Matrix<CpuTensor>,
     w: Matrix<CpuTensor>,
   ): CpuTensor {
-    return this.#matmul(this.#rmsNorm(x, norm), w, w.n, "store");
+    const y = this.#results.tensor("normMatmul", [x.shape[0], w.n]);
+    return this.#matmul(x, w, y, "store", this.#normOf(norm, w.k));
   }
 
   normSwiglu(
@@ -227,22 +236,23 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     norm: Matrix<CpuTensor>,
     gateUp: Matrix<CpuTensor>,
   ): CpuTensor {
-    const normed = this.#rmsNorm(x, norm), n = gateUp.n / 2;
+    const n = gateUp.n / 2, by = this.#normOf(norm, gateUp.k);
+    const y = this.#results.tensor("gated", [x.shape[0], n]);
     if (gateUp.parts.every(({ twin }) => twin !== undefined)) {
-      return this.#matmul(normed, gateUp, n, "swiglu");
+      return this.#matmul(x, gateUp, y, "swiglu", by);
     }
     // Gate and up are stored in different formats, so no part holds rows of both.
-    const both = f32(this.#matmul(normed, gateUp, 2 * n, "store"));
+    const both = this.#results.tensor("gateUp", [x.shape[0], 2 * n]);
+    this.#matmul(x, gateUp, both, "store", by);
     this.#finish();
-    const y = this.#results.tensor([x.shape[0], n]);
-    gate(both, n, f32(y));
+    gate(f32(both), n, f32(y));
     return y;
   }
 
   chooseExperts(scores: CpuTensor): CpuTensor {
     const [rows, count] = scores.shape;
     const { used, normalized } = this.#config.experts!;
-    const chosen = this.#results.tensor([2 * rows, used]);
+    const chosen = this.#results.tensor("chosen", [2 * rows, used]);
     this.#finish();
     choose(f32(scores), count, normalized, f32(chosen), used);
     return chosen;
@@ -257,8 +267,8 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     const { count, intermediateSize: n } = this.#config.experts!;
     const normed = f32(this.#rmsNorm(x, norm)), pairs = chosenOf(chosen);
     const kernels = this.#kernels, all = pairs.rows * pairs.used;
-    const both = this.#results.tensor([all, 2 * n]), out = f32(both);
-    const y = this.#results.tensor([all, n]);
+    const out = f32(this.#results.tensor("gateUp", [all, 2 * n]));
+    const y = this.#results.tensor("gated", [all, n]);
     this.#do(function* () {
       for (const [i, column] of [0, n].entries()) {
         yield* multiplyExperts(kernels, normed, gateUp, pairs, {
@@ -284,7 +294,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     const pairs = chosenOf(chosen), { rows, used } = pairs;
     const n = residual.shape[1], kernels = this.#kernels;
     requireShape("add to residual", residual, [rows, n]);
-    const out = f32(this.#results.tensor([rows * used, n]));
+    const out = f32(this.#results.tensor("expertsAdd", [rows * used, n]));
     const sum = f32(residual), x = f32(gated);
     this.#do(function* () {
       const place = { begin: 0, n, apart: true, out, stride: n, column: 0 };
@@ -319,45 +329,20 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
       numAttentionHeads: heads,
       numKeyValueHeads: kvHeads,
       headDim,
-      rmsNormEps,
     } = this.#config;
     const rows = qkv.shape[0];
     const width = (heads + 2 * kvHeads) * headDim;
     requireShape("attend to qkv", qkv, [rows, width]);
     requireRows(cache.pass, rows);
-    const { first, tokens } = cache.pass;
-
     const { k, v } = cache.layers[layer];
-    const putKey = writerOf(k, headDim), putValue = writerOf(v, headDim);
-    const keys = new Float32Array(kvHeads * headDim), x = f32(qkv);
-    const q = this.#results.tensor([rows, heads * headDim]);
-    const queries = f32(q), kernels = this.#kernels, eps = rmsNormEps;
-    const qWeight = unpackRow(qNorm, 0, new Float32Array(headDim));
-    const kWeight = unpackRow(kNorm, 0, new Float32Array(headDim));
-    for (let r = 0; r < rows; r++) {
-      const sequence = first + Math.floor(r / tokens);
-      const position = cache.lengths[sequence] + r % tokens;
-      const angles = this.#rope.angles(position);
-      const at = r * width, keysAt = at + heads * headDim;
-      kernels.norm({
-        ...{ x, from: at, count: heads, weight: qWeight, eps, angles },
-        ...{ out: queries, to: r * heads * headDim },
-      });
-      kernels.norm({
-        ...{ x, from: keysAt, count: kvHeads, weight: kWeight, eps, angles },
-        ...{ out: keys, to: 0 },
-      });
-      for (let h = 0; h < kvHeads; h++) {
-        const row = cache.rowOf(sequence, h, kvHeads, position);
-        putKey(row, keys.subarray(h * headDim, (h + 1) * headDim));
-        const value = keysAt + (kvHeads + h) * headDim;
-        putValue(row, x.subarray(value, value + headDim));
-      }
-    }
-
-    const out = this.#results.tensor([rows, heads * headDim]);
+    const out = this.#results.tensor("attend", [rows, heads * headDim]);
     this.#do(
-      this.#kernels.attention({ q: queries, k, v, cache, out: f32(out) }),
+      this.#kernels.attention({
+        ...{ qkv: f32(qkv), k, v, cache, out: f32(out) },
+        qNorm: this.#normOf(qNorm, headDim),
+        kNorm: this.#normOf(kNorm, headDim),
+        angles: (position) => this.#rope.angles(position),
+      }),
     );
     return out;
   }
@@ -369,7 +354,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
   ): CpuTensor {
     if (ends) return this.#picked(x, ends);
     const [rows, n] = x.shape;
-    const out = this.#results.tensor([rows / tokens, n]);
+    const out = this.#results.tensor("lastRow", [rows / tokens, n]);
     for (let s = 0; s < rows / tokens; s++) {
       const begin = ((s + 1) * tokens - 1) * n;
       f32(out).set(f32(x).subarray(begin, begin + n), s * n);
@@ -388,7 +373,7 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
   /** The rows of `x` that are named. */
   #picked(x: CpuTensor, rows: CpuTensor): CpuTensor {
     const [most, n] = x.shape, count = elements(rows.shape);
-    const out = this.#results.tensor([count, n]);
+    const out = this.#results.tensor("picked", [count, n]);
     for (let i = 0; i < count; i++) {
       const row = rows.data[i];
       if (!(row < most)) {
@@ -406,12 +391,12 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
     this.#kernels[Symbol.dispose]();
   }
 
-  /** `out` is the tensor for the results, or the row width of a new one. */
   #matmul(
     x: CpuTensor,
     w: Matrix<CpuTensor>,
-    out: CpuTensor | number,
+    y: CpuTensor,
     finish: Finish,
+    norm?: Norm,
   ): CpuTensor {
     const [rows, k] = x.shape;
     if (k !== w.k) {
@@ -421,51 +406,39 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
         }, w is [${w.n}, ${w.k}]; their columns must match`,
       );
     }
-    const y = typeof out === "number" ? this.#results.tensor([rows, out]) : out;
-    this.#do(this.#multiply(x, w, y, finish));
+    const from = { data: f32(x), rows, k, norm }, kernels = this.#kernels;
+    const data = f32(y), stride = y.shape[1];
+    this.#do(function* () {
+      for (const part of w.parts) {
+        const to = { data, stride, column: part.begin };
+        yield* kernels.matmul(from, part, to, finish);
+      }
+    }());
     return y;
   }
 
-  *#multiply(
-    x: CpuTensor,
-    w: Matrix<CpuTensor>,
-    y: CpuTensor,
-    finish: Finish,
-  ): Work {
-    const [rows, k] = x.shape, data = f32(y), stride = y.shape[1];
-    for (const part of w.parts) {
-      const to = { data, stride, column: part.begin };
-      yield* this.#kernels.matmul(f32(x), rows, part, k, to, finish);
-    }
+  #rmsNorm(x: CpuTensor, by: Matrix<CpuTensor>): CpuTensor {
+    const [rows, k] = x.shape, norm = this.#normOf(by, k);
+    const y = this.#results.tensor("normed", [rows, k]);
+    this.#finish();
+    this.#kernels.norm({ data: f32(x), rows, k, norm }, f32(y));
+    return y;
   }
 
-  #rmsNorm(x: CpuTensor, norm: Matrix<CpuTensor>): CpuTensor {
-    const [rows, k] = x.shape;
+  /** The norm of rows of `k` elements by a matrix. */
+  #normOf(norm: Matrix<CpuTensor>, k: number): Norm {
     if (norm.k !== k) {
       throw new Error(
         `Cannot norm rows of ${k} with ${norm.label}: it has ${norm.k} elements, must have ${k}`,
       );
     }
-    const weight = unpackRow(norm, 0, new Float32Array(k));
-    const y = this.#results.tensor([rows, k]);
-    const eps = this.#config.rmsNormEps;
-    const place = { from: 0, count: rows, out: f32(y), to: 0 };
-    this.#kernels.norm({ x: f32(x), weight, eps, ...place });
-    return y;
+    let weight = this.#weights.get(norm);
+    if (!weight) {
+      weight = unpackRow(norm, 0, new Float32Array(k));
+      this.#weights.set(norm, weight);
+    }
+    return { weight, eps: this.#config.rmsNormEps };
   }
-}
-
-/** Returns a function that stores a head of cached keys or values. */
-function writerOf(
-  cached: CpuTensor,
-  headDim: number,
-): (row: number, head: Float32Array) => void {
-  if (cached.dtype === "f32") {
-    const all = f32(cached);
-    return (row, head) => all.set(head, row * headDim);
-  }
-  const heads = quantizedHeads(cached, headDim);
-  return (row, head) => heads.put(row, head, 0);
 }
 
 function chooseKernels(heads: Heads, options: CpuOptions): CpuKernels {
@@ -518,46 +491,26 @@ function requireRows({ sequences, tokens }: CachePass, rows: number): void {
   );
 }
 
-/** Arrays for results, reused by each pass so that a decode step allocates very little. */
-class ResultPool {
-  /** Larger arrays, those of long prompts, are left to the garbage collector. */
-  static readonly #largest = 1 << 18;
-  static readonly #capacity = 1 << 22;
-  #arrays = new Map<number, { all: Float32Array[]; used: number }>();
-  #size = 0;
+/** Results in memory that threads share, by verb and row width. */
+class Results {
+  /** More elements are left to the garbage collector: the logits of long prompts. */
+  static readonly #most = 1 << 22;
+  readonly #arrays = new Map<string, CpuTensor>();
 
-  /** Bytes of the arrays that are kept. */
-  get byteLength(): number {
-    return 4 * this.#size;
-  }
+  constructor(private readonly kernels: CpuKernels) {}
 
-  tensor(shape: readonly number[]): CpuTensor {
-    return { dtype: "f32", shape, data: this.#array(elements(shape)) };
-  }
-
-  /** Makes all arrays available again. */
-  recycle(): void {
-    if (this.#size >= ResultPool.#capacity) {
-      this.#arrays.clear();
-      this.#size = 0;
+  /** A tensor whose values are any. */
+  tensor(verb: string, shape: readonly [number, number]): CpuTensor {
+    const size = elements(shape), name = `${verb} ${shape[1]}`;
+    if (size > Results.#most) {
+      return { dtype: "f32", shape, data: new Float32Array(size) };
     }
-    for (const arrays of this.#arrays.values()) arrays.used = 0;
-  }
-
-  #array(size: number): Float32Array {
-    let arrays = this.#arrays.get(size);
-    if (arrays && arrays.used < arrays.all.length) {
-      return arrays.all[arrays.used++];
+    let known = this.#arrays.get(name);
+    if (!known || known.data.length < size) {
+      if (known) this.kernels.release(known);
+      known = this.kernels.allocate("f32", [size]);
+      this.#arrays.set(name, known);
     }
-    const array = new Float32Array(size);
-    if (
-      size <= ResultPool.#largest && this.#size + size <= ResultPool.#capacity
-    ) {
-      if (!arrays) this.#arrays.set(size, arrays = { all: [], used: 0 });
-      arrays.all.push(array);
-      arrays.used++;
-      this.#size += size;
-    }
-    return array;
+    return { dtype: "f32", shape, data: known.data.subarray(0, size) };
   }
 }

@@ -16,10 +16,12 @@ import {
   type Finish,
   type Heads,
   type Output,
+  type Rows,
   SLICE,
   type Work,
 } from "./kernels.ts";
-import { normRows } from "./norm.ts";
+import { writerOf } from "./kv_cache.ts";
+import { normalize, normRows, rotate } from "./norm.ts";
 
 /** Runs on the caller's thread, in any JavaScript engine. */
 export class PlainKernels implements CpuKernels {
@@ -58,13 +60,14 @@ export class PlainKernels implements CpuKernels {
   }
 
   *matmul(
-    x: Float32Array,
-    rows: number,
+    { rows, k, ...from }: Rows,
     w: MatrixPart<CpuTensor>,
-    k: number,
     { data, stride, column }: Output,
     finish: Finish,
   ): Work {
+    const { norm } = from;
+    const x = norm ? new Float32Array(rows * k) : from.data;
+    if (norm) normRows({ data: from.data, rows, k, norm }, x);
     const planes = w.planes.map(bytesOf), { format } = w;
     const weights = new Float32Array(k), up = new Float32Array(k);
     const swiglu = finish === "swiglu";
@@ -86,7 +89,8 @@ export class PlainKernels implements CpuKernels {
 
   readonly norm = normRows;
 
-  *attention({ q, k, v, cache, out }: Attention): Work {
+  *attention(pass: Attention): Work {
+    const { k, v, cache, out } = pass, q = this.#queries(pass);
     const { heads, kvHeads, headDim } = this.heads;
     const { first, tokens } = cache.pass;
     const keys = readerOf(k, headDim), values = readerOf(v, headDim);
@@ -120,6 +124,35 @@ export class PlainKernels implements CpuKernels {
       }
       for (let d = 0; d < headDim; d++) out[at + d] = sums[d] / total;
     }
+  }
+
+  /** Caches the keys and values of a pass; returns its queries, `[rows, heads · headDim]`. */
+  #queries(
+    { qkv, qNorm, kNorm, angles, k, v, cache, out }: Attention,
+  ): Float32Array {
+    const { heads, kvHeads, headDim } = this.heads;
+    const { first, tokens } = cache.pass;
+    const putKey = writerOf(k, headDim), putValue = writerOf(v, headDim);
+    const width = (heads + 2 * kvHeads) * headDim, q = out.slice();
+    for (let r = 0; r < qkv.length / width; r++) {
+      const sequence = first + Math.floor(r / tokens);
+      const position = cache.lengths[sequence] + r % tokens;
+      const row = qkv.slice(r * width, (r + 1) * width);
+      const turn = angles(position);
+      for (let h = 0; h < heads + kvHeads; h++) {
+        const { weight, eps } = h < heads ? qNorm : kNorm, at = h * headDim;
+        normalize(row, at, weight, eps, row, at);
+        rotate(row, at, turn);
+      }
+      q.set(row.subarray(0, heads * headDim), r * heads * headDim);
+      for (let h = 0; h < kvHeads; h++) {
+        const to = cache.rowOf(sequence, h, kvHeads, position);
+        const key = (heads + h) * headDim, value = key + kvHeads * headDim;
+        putKey(to, row.subarray(key, key + headDim));
+        putValue(to, row.subarray(value, value + headDim));
+      }
+    }
+    return q;
   }
 
   [Symbol.dispose](): void {}

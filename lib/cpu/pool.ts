@@ -6,13 +6,8 @@
  * @module
  */
 import { projectUrl, workerRefusal } from "../host.ts";
-import {
-  type BoundMemory,
-  decodeJob,
-  type Job,
-  JOB_SIZE,
-  runChunk,
-} from "./jobs.ts";
+import { decodeJob, type Job, JOB_SIZE, runChunk } from "./jobs.ts";
+import type { BoundMemory } from "./row_jobs.ts";
 import type { WasmKernels } from "./wasm_kernels.ts";
 
 /** A message to a worker, with all memories so far. A later message replaces it. */
@@ -37,7 +32,9 @@ const MAIL = 3;
 const FAILED = 4;
 const CHUNKS = 5;
 const MEMORY = 6;
-const JOB = 7;
+/** How many memories there are: a job may use several. */
+const MEMORIES = 7;
+const JOB = 8;
 /** Per thread: whether a worker is running or starting. */
 const ALIVE = JOB + JOB_SIZE;
 
@@ -58,6 +55,18 @@ const IDLE_MS = 1000;
  * core does not mind.
  */
 const POLLS = 5000;
+/**
+ * Jobs with fewer multiplications run on one thread. Not measured: by estimate, they take
+ * about 10 µs, and waking a thread takes longer.
+ */
+export const ALONE = 1 << 18;
+/** Chunks of a thread in a job on rows. Not measured: threads begin at different times. */
+const ROW_CHUNKS_EACH = 2;
+/**
+ * Elements of rows below which such a job runs on one thread. Not measured: by estimate, they
+ * take 10 µs, and waking a thread takes longer.
+ */
+const ROWS_ALONE = 1 << 15;
 /** Lets other threads of the core run, where there is such an instruction. */
 const pause: () => void =
   (Atomics as Partial<typeof Atomics>).pause?.bind(Atomics) ?? (() => {});
@@ -116,6 +125,7 @@ export class CpuPool implements Disposable {
     const control = this.#control;
     control[CHUNKS] = chunks; // workers ignore it while the job is closed
     control[MEMORY] = memory;
+    control[MEMORIES] = this.memories.length;
     control.set(job, JOB);
     Atomics.store(control, DONE, 0);
     Atomics.store(control, FAILED, 0);
@@ -138,6 +148,18 @@ export class CpuPool implements Disposable {
         "Cannot compute on the CPU: a thread failed, its error is on stderr",
       );
     }
+  }
+
+  /** Runs a job on rows of `size` elements; `encode` is told the rows of a chunk. */
+  runRows(
+    memory: number,
+    rows: number,
+    size: number,
+    encode: (chunk: number) => readonly number[],
+  ): void {
+    const chunk = Math.ceil(rows / (ROW_CHUNKS_EACH * this.threads));
+    const alone = rows * size < ROWS_ALONE;
+    this.run(memory, encode(chunk), Math.ceil(rows / chunk), alone);
   }
 
   [Symbol.dispose](): void {
@@ -208,23 +230,23 @@ function work(
   thread: number,
 ): void {
   const errors: unknown[] = [];
-  let job: Job | undefined, number = 0;
+  let job: Job | undefined, number = 0, memory = 0;
   for (;;) {
     const claim = Atomics.load(control, CLAIM);
     const index = claim & CLOSED;
     if (index === CLOSED || index >= control[CHUNKS]) break;
-    const bound = memories.at(control[MEMORY]);
-    if (!bound) break; // its message has not arrived yet
+    if (memories.length < control[MEMORIES]) break; // their message has not arrived yet
     if (!job || claim >> INDEX_BITS !== number) {
       number = claim >> INDEX_BITS;
       job = decodeJob(control.subarray(JOB, JOB + JOB_SIZE));
+      memory = control[MEMORY];
     }
     // The job just read is current if its number and chunk are still next.
     if (Atomics.compareExchange(control, CLAIM, claim, claim + 1) !== claim) {
       continue;
     }
     try {
-      runChunk(bound.kernels, bound.memory, job, index, thread);
+      runChunk(memories, memory, job, index, thread);
     } catch (error) {
       errors.push(error);
       Atomics.store(control, FAILED, 1);

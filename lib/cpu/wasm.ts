@@ -3,32 +3,31 @@
  *
  * @module
  */
-import { type Dtype, elements } from "../dtype.ts";
+import type { Dtype } from "../dtype.ts";
 import { errorText } from "../errors.ts";
 import { f32 } from "../formats/f32.ts";
-import type { Format, SimdBlocks } from "../formats/format.ts";
+import type { Format, SimdBlocks, SimdReader } from "../formats/format.ts";
 import { type MatrixPart, rowsHeld } from "../formats/matrix.ts";
 import { host } from "../host.ts";
+import { attend } from "./attend.ts";
 import {
   type Attention,
   type CpuInfo,
   type CpuKernels,
   type Finish,
   type Heads,
-  type NormedRows,
+  type Norm,
   type Output,
+  type Rows,
   SLICE,
   type Work,
 } from "./kernels.ts";
 import {
   CHUNK_ROWS,
-  encodeAttention,
-  encodeMatmul,
+  encodeJob,
   isDirect,
-  mostResults,
   orderOf,
   packedBytes,
-  packRows,
   PANEL_CHUNK_ROWS,
   resultBytes,
   SCORES_BYTES,
@@ -36,12 +35,17 @@ import {
   workBytes,
   writeMasks,
 } from "./jobs.ts";
-import { normRows } from "./norm.ts";
-import { NORM_STEP } from "./wasm_norm.ts";
 import { CpuMemory } from "./memory.ts";
-import { CpuPool, MAX_CHUNKS } from "./pool.ts";
-import type { KvCache } from "../model/kv_cache.ts";
+import { normRows } from "./norm.ts";
+import { ALONE, CpuPool, MAX_CHUNKS } from "./pool.ts";
 import { bytesOf, type CpuTensor } from "../formats/tensor.ts";
+import {
+  bitsOfFloat,
+  FINISHES,
+  finishRow,
+  floatsAt,
+  packRow,
+} from "./row_jobs.ts";
 import { dotScratch } from "./wasm_blocks.ts";
 import {
   MOST_OUTLYING,
@@ -65,11 +69,6 @@ import {
 import { WIDE_COLUMNS } from "./wasm_wide.ts";
 
 /**
- * Jobs with fewer multiplications run on one thread. Not measured: by estimate, they take
- * about 10 µs, and waking a thread takes longer.
- */
-const ALONE = 1 << 18;
-/**
  * The smallest worthwhile chunk: bytes of weights times rows of x. Not measured: by
  * estimate, reading 32 KiB takes 3 µs, longer than taking a chunk.
  */
@@ -86,17 +85,8 @@ const MATMUL_ROWS = 192;
  * measured: 1 MiB in f32 for rows of 1,024 elements, enough work for all threads.
  */
 const UNPACKED_ROWS = 256;
-/**
- * Approximate number of query heads in a chunk of attention. Not measured: they share
- * keys and values that are read once, and a prompt still makes chunks for all threads.
- */
-const BLOCK_HEADS = 32;
-
 /** Bytes in a slice of the work of {@link CpuKernels.interleave}: a millisecond. */
 const INTERLEAVED_BYTES = 1 << 22;
-
-/** Elements that are normed at once. Not measured: they fit an L2 cache. */
-const NORM_ELEMENTS = 1 << 15;
 
 /** Below the largest element of any group, in mean sizes. */
 const NEVER = -1;
@@ -259,24 +249,24 @@ export class WasmCpuKernels implements CpuKernels {
   }
 
   *matmul(
-    x: Float32Array,
-    rows: number,
+    x: Rows,
     w: MatrixPart<CpuTensor>,
-    k: number,
     out: Output,
     finish: Finish,
   ): Work {
-    const layout = this.#layout(w.format, k);
-    if (!layout) return yield* this.#unpacked(x, rows, w, k, out, finish);
+    const { rows, k } = x, layout = this.#layout(w.format, k);
+    if (!layout) return yield* this.#unpacked(x, w, out, finish);
     const { format, blocks, rowBytes, wBytes, xBytes } = layout;
     const own = SIMD_FORMATS[format], { wide } = this.choice;
     const n = rowsHeld(w), yBytes = resultBytes(n);
-    const fits = Math.floor(this.#room / (xBytes + yBytes));
+    const begin = this.#space + weightBytes(x);
+    const room = this.#room - weightBytes(x);
+    const fits = Math.floor(room / (xBytes + yBytes));
     if (fits < 1) {
       throw new Error(
         `Cannot multiply by [${n}, ${k}]: one row takes ${
           xBytes + yBytes
-        } bytes of work space, must be at most ${this.#room}`,
+        } bytes of work space, must be at most ${room}`,
       );
     }
     if (blocks && !isPanels(own) && dotScratch(blocks, k) > SCORES_BYTES) {
@@ -287,15 +277,15 @@ export class WasmCpuKernels implements CpuKernels {
       );
     }
     const { memory, addresses } = this.#find(w.planes);
-    const bound = this.#pool.memories[memory], { kernels } = bound;
+    const { kernels } = this.#pool.memories[memory];
     const most = Math.min(fits, MATMUL_ROWS);
 
     for (let done = 0; done < rows; done += most) {
       const count = Math.min(most, rows - done);
-      const xAt = this.#space, yAt = xAt + count * xBytes;
+      const xAt = begin, yAt = xAt + count * xBytes;
       const direct = isDirect(own, count, wide), transposed = wide && !direct;
-      const order = orderOf(own, transposed);
-      packRows(x.subarray(done * k), count, k, order, bound, xAt, xBytes);
+      const some = { ...x, data: x.data.subarray(done * k), rows: count };
+      this.#pack(memory, some, orderOf(own, transposed), xAt, xBytes);
       if (blocks && direct) {
         const nameOf = isPanels(own) ? roundWordsName : roundRowName;
         const round = kernels[nameOf(blocks)];
@@ -314,7 +304,7 @@ export class WasmCpuKernels implements CpuKernels {
         );
         this.#pool.run(
           memory,
-          encodeMatmul({
+          encodeJob("matmul", {
             format,
             x: xAt,
             xBytes,
@@ -440,6 +430,32 @@ export class WasmCpuKernels implements CpuKernels {
     return step * Math.ceil(Math.max(rows, least) / step);
   }
 
+  /** Copies rows into a memory, `toBytes` apart, and norms them. */
+  #pack(
+    memory: number,
+    { data, rows, k, norm }: Rows,
+    order: SimdReader["order"],
+    to: number,
+    toBytes: number,
+  ): void {
+    const bound = this.#pool.memories[memory], weight = norm ? this.#space : 0;
+    if (norm) floatsAt(bound, weight, k).set(norm.weight);
+    const from = this.#memory.placeOf(data), eps = norm?.eps ?? 0;
+    if (from) {
+      return this.#pool.runRows(memory, rows, k, (chunk) =>
+        encodeJob("pack", {
+          ...{ memory: from.memory, x: from.address, k, rows, to, toBytes },
+          ...{ evenFirst: order === "straight" ? 0 : 1, weight },
+          ...{ eps: bitsOfFloat(eps), chunk },
+        }));
+    }
+    for (let r = 0; r < rows; r++) {
+      const row = data.subarray(r * k, (r + 1) * k);
+      const packing = { k, toBytes, order, weight, eps };
+      packRow(bound, row, to + r * toBytes, packing);
+    }
+  }
+
   /** Copies or adds rows of results from work space to `out`. */
   #finish(
     memory: number,
@@ -448,27 +464,36 @@ export class WasmCpuKernels implements CpuKernels {
     { data, stride, column }: Output,
     finish: Finish,
   ): void {
-    const { kernels, memory: { buffer } } = this.#pool.memories[memory];
+    const first = y.first * stride + column;
+    const into = this.#memory.placeOf(data);
+    if (into) {
+      return this.#pool.runRows(
+        memory,
+        y.rows,
+        width,
+        (chunk) =>
+          encodeJob("finish", {
+            ...{ y: y.address, yBytes: y.bytes, rows: y.rows, width },
+            ...{ memory: into.memory, to: into.address + 4 * first },
+            ...{ toBytes: 4 * stride, finish: FINISHES.indexOf(finish), chunk },
+          }),
+      );
+    }
+    const bound = this.#pool.memories[memory];
     for (let r = 0; r < y.rows; r++) {
-      const row = y.address + r * y.bytes;
-      const to = (y.first + r) * stride + column;
-      if (finish === "swiglu") kernels.swiglu(row, row + 4 * width, width);
-      const values = new Float32Array(buffer, row, width);
-      if (finish === "add") {
-        for (let j = 0; j < width; j++) data[to + j] += values[j];
-      } else data.set(values, to);
+      const at = first + r * stride, row = data.subarray(at, at + width);
+      finishRow(bound, y.address + r * y.bytes, row, finish);
     }
   }
 
   /** Multiplies by a format that the kernels cannot read: unpacks blocks of rows to f32. */
   *#unpacked(
-    x: Float32Array,
-    rows: number,
+    x: Rows,
     w: MatrixPart<CpuTensor>,
-    k: number,
     out: Output,
     finish: Finish,
   ): Work {
+    const { k } = x;
     const swiglu = finish === "swiglu", n = swiglu ? w.rows : rowsHeld(w);
     const planes = w.planes.map(bytesOf), step = Math.min(n, UNPACKED_ROWS);
     this.#withoutReader.add(w.format.name);
@@ -488,143 +513,22 @@ export class WasmCpuKernels implements CpuKernels {
         const twin = swiglu ? n + begin : undefined;
         const part = { begin, rows: count, twin, format: f32, planes: [space] };
         const to = { ...out, column: out.column + begin };
-        yield* this.matmul(x, rows, part, k, to, finish);
+        yield* this.matmul(x, part, to, finish);
       }
     } finally {
       this.release(space);
     }
   }
 
-  norm(rows: NormedRows): void {
-    const { x, from, count, weight, eps, out, to, angles } = rows;
-    const size = weight.length, [bound] = this.#pool.memories;
-    // Other widths are those of no published model; without weights, there is no memory.
-    if (size % NORM_STEP || !bound) return normRows(rows);
-    const weightAt = this.#space / 4, anglesAt = weightAt + size;
-    const begin = anglesAt + (angles?.length ?? 0);
-    const work = new Float32Array(
-      bound.memory.buffer,
-      0,
-      begin + Math.max(NORM_ELEMENTS, size),
-    );
-    work.set(weight, weightAt);
-    if (angles) work.set(angles, anglesAt);
-    const most = Math.max(1, Math.floor(NORM_ELEMENTS / size));
-    for (let done = 0; done < count; done += most) {
-      const some = Math.min(most, count - done), at = done * size;
-      const first = from + at, end = begin + some * size;
-      work.set(x.subarray(first, first + some * size), begin);
-      bound.kernels.normRows(
-        4 * begin,
-        some,
-        size,
-        4 * weightAt,
-        eps,
-        angles ? 4 * anglesAt : 0,
-      );
-      out.set(work.subarray(begin, end), to + at);
-    }
+  norm(x: Rows & { norm: Norm }, out: Float32Array): void {
+    const into = this.#memory.placeOf(out);
+    if (!into || weightBytes(x) > this.#room) return normRows(x, out);
+    this.#pack(into.memory, x, "straight", into.address, 4 * x.k);
   }
 
-  *attention({ q, k, v, cache, out }: Attention): Work {
-    const { heads, kvHeads, headDim } = this.heads;
-    const { first, tokens } = cache.pass;
-    const longest = mostResults(SCORES_BYTES);
-    if (cache.context > longest) {
-      throw new Error(
-        `Cannot attend over ${cache.context} positions: must be at most ${longest}`,
-      );
-    }
-    const group = heads / kvHeads, rows = q.length / (heads * headDim);
-    const { memory, ...cached } = this.#cached(k, v);
-    const { buffer } = this.#pool.memories[memory].memory;
-    const headBytes = packedBytes(headDim);
-    const perBlock = Math.max(Math.floor(BLOCK_HEADS / group), 1);
-    const room = this.#room - cache.table.byteLength;
-    const most = Math.min(
-      Math.floor(room / (2 * heads * headBytes + 16)),
-      Math.floor(MAX_CHUNKS / kvHeads),
-      this.#sliceQueries(cache),
-    );
-
-    for (let done = 0; done < rows; done += most) {
-      const count = Math.min(most, rows - done);
-      const blocks: number[][] = [];
-      let scores = 0; // per head
-      for (let r = 0, size; r < count; r += size) {
-        const sequence = first + Math.floor((done + r) / tokens);
-        const token = (done + r) % tokens;
-        const position = cache.lengths[sequence] + token;
-        size = Math.min(perBlock, tokens - token, count - r);
-        blocks.push([r, size, sequence, position]);
-        scores += size * (position + size);
-      }
-      const qAt = this.#space, outAt = qAt + count * heads * headBytes;
-      const tableAt = outAt + count * heads * headBytes;
-      const blocksAt = writeBlocks(buffer, tableAt, cache, blocks);
-
-      // Visits each head in work space, `[kvHeads, rows, group]`, with its index in q or out.
-      const eachHead = (
-        at: number,
-        body: (head: Float32Array, index: number) => void,
-      ) => {
-        const all = new Float32Array(buffer, at, count * heads * headBytes / 4);
-        for (let r = 0; r < count; r++) {
-          for (let h = 0; h < heads; h++) {
-            const to = (Math.floor(h / group) * count + r) * group + h % group;
-            const head = all.subarray(
-              to * headBytes / 4,
-              (to + 1) * headBytes / 4,
-            );
-            body(head, ((done + r) * heads + h) * headDim);
-          }
-        }
-      };
-      eachHead(qAt, (head, from) => {
-        head.fill(0, headDim);
-        head.set(q.subarray(from, from + headDim));
-      });
-      this.#pool.run(
-        memory,
-        encodeAttention({
-          q: qAt,
-          headBytes,
-          rows: count,
-          group,
-          kvHeads,
-          headDim,
-          ...cached,
-          page: cache.page,
-          out: outAt,
-          blocks: blocksAt,
-        }),
-        blocks.length * kvHeads,
-        2 * scores * heads * headDim < ALONE,
-      );
-      eachHead(outAt, (head, to) => out.set(head.subarray(0, headDim), to));
-      yield;
-    }
-  }
-
-  /** Where cached keys and values are; scales are at 0 if there are none. */
-  #cached(k: CpuTensor, v: CpuTensor) {
-    const { memory, address: kAt } = this.#memory.find(k);
-    const vAt = this.#memory.find(v).address; // in the memory of k: see CpuKernels
-    const quants = elements(k.shape.slice(0, -1)) * this.heads.headDim;
-    const [kScales, vScales] = k.dtype === "u32"
-      ? [kAt + quants, vAt + quants]
-      : [0, 0];
-    return { memory, k: kAt, kScales, v: vAt, vScales };
-  }
-
-  /** Rows of queries in a slice of work. */
-  #sliceQueries(
-    { lengths, pass: { first, sequences, tokens } }: KvCache<CpuTensor>,
-  ): number {
-    const { heads, headDim } = this.heads;
-    const longest = Math.max(...lengths.subarray(first, first + sequences));
-    const work = 2 * heads * headDim * (longest + tokens);
-    return Math.max(1, Math.floor(this.#pool.threads * SLICE / work));
+  attention(pass: Attention): Work {
+    const space = { begin: this.#space, bytes: this.#room };
+    return attend(this.#pool, this.#memory, space, this.heads, pass);
   }
 
   [Symbol.dispose](): void {
@@ -632,24 +536,6 @@ export class WasmCpuKernels implements CpuKernels {
   }
 }
 
-/**
- * Writes the pages of all sequences, then blocks of rows, which name a sequence, with the
- * address of its pages in place of that. Returns where the blocks begin.
- */
-function writeBlocks(
-  buffer: ArrayBufferLike,
-  at: number,
-  { table, pagesEach }: KvCache<CpuTensor>,
-  blocks: readonly (readonly number[])[],
-): number {
-  new Uint32Array(buffer, at, table.length).set(table);
-  const begin = at + table.byteLength;
-  const words = blocks.flatMap(([row, rows, sequence, position]) => [
-    row,
-    rows,
-    at + 4 * sequence * pagesEach,
-    position,
-  ]);
-  new Uint32Array(buffer, begin, words.length).set(words);
-  return begin;
-}
+/** Bytes of the weights by which rows are normed, in whole cache lines. */
+const weightBytes = ({ k, norm }: Rows): number =>
+  norm ? 64 * Math.ceil(k / 16) : 0;

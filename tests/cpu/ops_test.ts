@@ -1,5 +1,10 @@
 import { matrixOf } from "../../lib/formats/matrix.ts";
-import { assertEquals, AssertionError, assertThrows } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  AssertionError,
+  assertThrows,
+} from "@std/assert";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
 import { quantizedHeads } from "../../lib/formats/cached.ts";
@@ -65,7 +70,7 @@ type Fill = (
   scale?: number,
 ) => CpuTensor;
 
-/** Runs `verb` with result arrays that an earlier pass left full of NaN. */
+/** Runs `verb` with a result array that an earlier call left full of NaN. */
 function poisoned(ops: CpuOps, verb: () => CpuTensor): CpuTensor {
   verb().data.fill(NaN);
   startPass(ops);
@@ -654,16 +659,29 @@ test("normRows norms the rows that are named, in that order", (make, fill) => {
   );
 });
 
-test("results are kept until the next pass", (make, fill) => {
-  const ops = make();
-  const w = matrixOf(fill(ops, "bf16", [8, 80]));
-  const norm = matrixOf(fill(ops, "f32", [80]));
-  startPass(ops);
-  const one = ops.normMatmul(fill(ops, "f32", [2, 80]), norm, w);
-  const copy = one.data.slice();
-  ops.normMatmul(fill(ops, "f32", [2, 80]), norm, w);
-  assertEquals(one.data, copy);
-});
+test(
+  "results are kept until a verb is called for rows as wide",
+  (make, fill) => {
+    const ops = make();
+    const w = matrixOf(fill(ops, "bf16", [8, 80]));
+    const other = matrixOf(fill(ops, "bf16", [9, 80]));
+    const norm = matrixOf(fill(ops, "f32", [80]));
+    const x = fill(ops, "f32", [2, 80]);
+    const one = ops.normMatmul(x, norm, w), copy = one.data.slice();
+    ops.normMatmul(fill(ops, "f32", [2, 80]), norm, other);
+    ops.normSwiglu(fill(ops, "f32", [2, 80]), norm, w);
+    ops.normRows(
+      x,
+      { dtype: "u32", shape: [1], data: new Uint32Array(1) },
+      norm,
+    );
+    startPass(ops);
+    assertEquals(one.data, copy);
+    const two = ops.normMatmul(fill(ops, "f32", [1, 80]), norm, w);
+    assert(two.data.buffer === one.data.buffer); // memory is used again
+    assert(two.data.byteOffset === one.data.byteOffset);
+  },
+);
 
 test("a disposed cache is reused by the next one", (make) => {
   const ops = make();
