@@ -21,9 +21,9 @@ import { ALONE, type CpuPool, MAX_CHUNKS } from "./pool.ts";
 import {
   bitsOfFloat,
   type BoundMemory,
-  floatsAt,
+  floatsOf,
   type KeysJob,
-  putRow,
+  normKeys,
 } from "./row_jobs.ts";
 
 /**
@@ -54,8 +54,9 @@ export function* attend(
   const weights = space.begin,
     room = space.bytes - 2 * bytes -
       cache.table.byteLength;
-  floatsAt(bound, weights, headDim).set(qNorm.weight);
-  floatsAt(bound, weights + bytes, headDim).set(kNorm.weight);
+  const floats = floatsOf(bound, space.begin + space.bytes);
+  floats.set(qNorm.weight, weights / 4);
+  floats.set(kNorm.weight, weights / 4 + headDim);
   const most = Math.min(
     Math.floor(room / (2 * heads * headBytes + bytes + 20)),
     Math.floor(MAX_CHUNKS / kvHeads),
@@ -66,44 +67,40 @@ export function* attend(
 
   for (let done = 0; done < rows; done += most) {
     const count = Math.min(most, rows - done);
-    const anglesAt = weights + 2 * bytes, cells = anglesAt + count * bytes;
-    const qAt = cells + 4 * count, outAt = qAt + count * heads * headBytes;
+    const anglesAt = weights + 2 * bytes, cellsAt = anglesAt + count * bytes;
+    const qAt = cellsAt + 4 * count, outAt = qAt + count * heads * headBytes;
     const first = from.address + done * width * bytes;
+    const cells = new Uint32Array(buffer, cellsAt, count);
     placeRows(cache, done, count, kvHeads, (r, cell, position) => {
-      floatsAt(bound, anglesAt + r * bytes, headDim).set(angles(position));
-      new Uint32Array(buffer, cells + 4 * r, 1)[0] = cell;
+      floats.set(angles(position), anglesAt / 4 + r * headDim);
+      cells[r] = cell;
     });
-    const queries = {
-      ...{ memory: from.memory, heads: first, headsBytes: width * bytes },
-      ...{ rows: count, kvHeads, headDim, angles: anglesAt },
+    const common = {
+      ...{ memory: from.memory, headsBytes: width * bytes, rows: count },
+      ...{ kvHeads, headDim, angles: anglesAt, page: cache.page },
     };
     const keys = {
-      ...{ ...queries, heads: first + heads * bytes, weight: weights + bytes },
-      ...{ eps: bitsOfFloat(kNorm.eps), cells, page: cache.page },
+      ...{ ...common, ...cached, heads: first + heads * bytes },
+      ...{ weight: weights + bytes, eps: bitsOfFloat(kNorm.eps) },
+      ...{ cells: cellsAt, chunk: count },
     };
     if (k.dtype === "f32") {
-      pool.runRows(
-        memory,
-        count,
-        2 * kvHeads * headDim,
-        (chunk) =>
-          encodeJob("keys", { ...keys, k: cached.k, v: cached.v, chunk }),
-      );
+      const size = 2 * kvHeads * headDim;
+      pool.runRows(memory, { kind: "keys", job: keys }, size);
     } else {
-      const own = { ...keys, k, v };
-      putQuantized(bound, pool.memories[from.memory], own, kNorm.eps);
+      putQuantized(pool.memories, bound, keys, { k, v });
     }
     const { blocks, scores } = blocksOf(cache, done, count, group);
     const tableAt = outAt + count * heads * headBytes;
+    const job = {
+      ...{ ...common, ...cached, heads: first, weight: weights, group },
+      ...{ eps: bitsOfFloat(qNorm.eps), q: qAt, headBytes, out: outAt },
+      ...{ outMemory: to.memory, to: to.address + done * heads * bytes },
+      blocks: writeBlocks(buffer, tableAt, cache, blocks),
+    };
     pool.run(
       memory,
-      encodeJob("attention", {
-        ...{ ...queries, weight: weights, eps: bitsOfFloat(qNorm.eps) },
-        ...{ q: qAt, headBytes, group, ...cached, page: cache.page },
-        ...{ out: outAt, outMemory: to.memory },
-        to: to.address + done * heads * bytes,
-        blocks: writeBlocks(buffer, tableAt, cache, blocks),
-      }),
+      encodeJob({ kind: "attention", job }),
       blocks.length * kvHeads,
       2 * scores * heads * headDim < ALONE,
     );
@@ -175,25 +172,26 @@ function placeRows(
 
 /** Puts keys and values into a cache in q8_0, on this thread: its errors say which. */
 function putQuantized(
+  memories: readonly BoundMemory[],
   bound: BoundMemory,
-  from: BoundMemory,
-  { k, v, ...job }: Omit<KeysJob, "k" | "v" | "chunk"> & {
-    k: CpuTensor;
-    v: CpuTensor;
-  },
-  eps: number,
+  job: KeysJob,
+  { k, v }: { k: CpuTensor; v: CpuTensor },
 ): void {
-  const { rows, kvHeads, headDim, page } = job;
+  const { rows, kvHeads, headDim, page } = job, width = kvHeads * headDim;
   const putKey = writerOf(k, headDim), putValue = writerOf(v, headDim);
+  const scratch = scratchOf(0), keys = scratch / 4;
   const cells = new Uint32Array(bound.memory.buffer, job.cells, rows);
   for (let r = 0; r < rows; r++) {
-    const at = job.heads + r * job.headsBytes, width = 2 * kvHeads * headDim;
-    const angles = job.angles + 4 * r * headDim;
-    const row = { ...job, angles, eps, scratch: scratchOf(0) };
-    putRow(bound, floatsAt(from, at, width), row, (head, key, value) => {
-      putKey(cells[r] + head * page, key);
-      putValue(cells[r] + head * page, value);
-    });
+    normKeys(memories, bound, job, r, scratch);
+    const values = (job.heads + r * job.headsBytes) / 4 + width;
+    const from = floatsOf(memories[job.memory], 4 * (values + width));
+    const floats = floatsOf(bound, scratch + 4 * width);
+    const cell = cells[r];
+    for (let h = 0; h < kvHeads; h++) {
+      const to = cell + h * page, [a, b] = [h * headDim, (h + 1) * headDim];
+      putKey(to, floats.subarray(keys + a, keys + b));
+      putValue(to, from.subarray(values + a, values + b));
+    }
   }
 }
 

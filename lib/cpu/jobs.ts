@@ -22,10 +22,11 @@ import {
 } from "./wasm_kernels.ts";
 import {
   type BoundMemory,
+  copyFloats,
   finish,
   type FinishJob,
   floatOfBits,
-  floatsAt,
+  floatsOf,
   type KeysJob,
   normInPlace,
   pack,
@@ -124,17 +125,6 @@ const KINDS = Object.keys(FIELDS) as (keyof Jobs)[];
 export const JOB_SIZE = 1 +
   Math.max(...Object.values(FIELDS).map(({ length }) => length));
 
-/** A job as unsigned 32-bit numbers. */
-export function encodeJob<K extends keyof Jobs>(
-  kind: K,
-  job: Jobs[K],
-): number[] {
-  return [
-    KINDS.indexOf(kind),
-    ...FIELDS[kind].map((field) => job[field] as number),
-  ];
-}
-
 /** A job as a thread works on it. */
 export type Job = {
   [K in keyof Jobs]: {
@@ -144,6 +134,17 @@ export type Job = {
     reader?: MatrixReader;
   };
 }[keyof Jobs];
+
+/** A job on rows. */
+export type RowJob = Job & { kind: "pack" | "finish" | "keys" };
+
+/** A job as unsigned 32-bit numbers. */
+export function encodeJob({ kind, job }: Job): number[] {
+  const fields = job as unknown as Record<string, number>;
+  const numbers = [KINDS.indexOf(kind)];
+  for (const field of FIELDS[kind]) numbers.push(fields[field]);
+  return numbers;
+}
 
 /** The job that {@link encodeJob} encoded. */
 export function decodeJob(numbers: ArrayLike<number>): Job {
@@ -653,15 +654,17 @@ function takeQueries(
   { kvHead, row, rows, first }: QueryRows,
 ): void {
   const { headBytes, group, headDim, weight } = job, bytes = 4 * headDim;
-  const from = memories[job.memory], eps = floatOfBits(job.eps);
+  const eps = floatOfBits(job.eps), padding = headBytes / 4 - headDim;
+  const all = job.heads + (row + rows) * job.headsBytes;
+  const from = floatsOf(memories[job.memory], all);
+  const into = floatsOf(bound, job.q + first + rows * group * headBytes);
   for (let r = row, at = job.q + first; r < row + rows; r++) {
     const heads = job.heads + r * job.headsBytes + kvHead * group * bytes;
-    const angles = job.angles + r * bytes;
+    const norm = { weight, eps, angles: job.angles + r * bytes };
     for (let g = 0; g < group; g++, at += headBytes) {
-      const head = floatsAt(bound, at, headBytes / 4);
-      head.fill(0, headDim);
-      head.set(floatsAt(from, heads + g * bytes, headDim));
-      normInPlace(bound, at, 1, headDim, { weight, eps, angles });
+      copyFloats(from, heads / 4 + g * headDim, headDim, into, at / 4);
+      into.fill(0, at / 4 + headDim, at / 4 + headDim + padding);
+      normInPlace(bound, at, 1, headDim, norm);
     }
   }
 }
@@ -674,12 +677,13 @@ function putResults(
   { kvHead, row, rows, first }: QueryRows,
 ): void {
   const { headBytes, group, kvHeads, headDim } = job, bytes = 4 * headDim;
-  const into = memories[job.outMemory];
+  const all = job.to + (row + rows) * kvHeads * group * bytes;
+  const into = floatsOf(memories[job.outMemory], all);
+  const from = floatsOf(bound, job.out + first + rows * group * headBytes);
   for (let r = row, at = job.out + first; r < row + rows; r++) {
     const to = job.to + (r * kvHeads + kvHead) * group * bytes;
     for (let g = 0; g < group; g++, at += headBytes) {
-      const head = floatsAt(bound, at, headDim);
-      floatsAt(into, to + g * bytes, headDim).set(head);
+      copyFloats(from, at / 4, headDim, into, to / 4 + g * headDim);
     }
   }
 }

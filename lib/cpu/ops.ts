@@ -17,6 +17,7 @@ import type {
   Finish,
   Heads,
   Norm,
+  Rows,
   Work,
 } from "./kernels.ts";
 import { choose, chosenOf, multiplyExperts } from "./experts.ts";
@@ -406,15 +407,21 @@ export class CpuOps implements Ops<CpuTensor>, Disposable {
         }, w is [${w.n}, ${w.k}]; their columns must match`,
       );
     }
-    const from = { data: f32(x), rows, k, norm }, kernels = this.#kernels;
-    const data = f32(y), stride = y.shape[1];
-    this.#do(function* () {
-      for (const part of w.parts) {
-        const to = { data, stride, column: part.begin };
-        yield* kernels.matmul(from, part, to, finish);
-      }
-    }());
+    this.#do(this.#multiply({ data: f32(x), rows, k, norm }, w, y, finish));
     return y;
+  }
+
+  *#multiply(
+    x: Rows,
+    w: Matrix<CpuTensor>,
+    y: CpuTensor,
+    finish: Finish,
+  ): Work {
+    const data = f32(y), stride = y.shape[1];
+    for (const part of w.parts) {
+      const to = { data, stride, column: part.begin };
+      yield* this.#kernels.matmul(x, part, to, finish);
+    }
   }
 
   #rmsNorm(x: CpuTensor, by: Matrix<CpuTensor>): CpuTensor {
@@ -496,12 +503,16 @@ class Results {
   /** More elements are left to the garbage collector: the logits of long prompts. */
   static readonly #most = 1 << 22;
   readonly #arrays = new Map<string, CpuTensor>();
+  /** What was handed out last. */
+  readonly #views = new Map<string, CpuTensor>();
 
   constructor(private readonly kernels: CpuKernels) {}
 
   /** A tensor whose values are any. */
   tensor(verb: string, shape: readonly [number, number]): CpuTensor {
-    const size = elements(shape), name = `${verb} ${shape[1]}`;
+    const size = shape[0] * shape[1], name = `${verb} ${shape[1]}`;
+    const last = this.#views.get(name);
+    if (last?.data.length === size) return last;
     if (size > Results.#most) {
       return { dtype: "f32", shape, data: new Float32Array(size) };
     }
@@ -511,6 +522,8 @@ class Results {
       known = this.kernels.allocate("f32", [size]);
       this.#arrays.set(name, known);
     }
-    return { dtype: "f32", shape, data: known.data.subarray(0, size) };
+    const view = { ...known, shape, data: known.data.subarray(0, size) };
+    this.#views.set(name, view);
+    return view;
   }
 }

@@ -6,7 +6,14 @@
  * @module
  */
 import { projectUrl, workerRefusal } from "../host.ts";
-import { decodeJob, type Job, JOB_SIZE, runChunk } from "./jobs.ts";
+import {
+  decodeJob,
+  encodeJob,
+  type Job,
+  JOB_SIZE,
+  type RowJob,
+  runChunk,
+} from "./jobs.ts";
 import type { BoundMemory } from "./row_jobs.ts";
 import type { WasmKernels } from "./wasm_kernels.ts";
 
@@ -150,16 +157,14 @@ export class CpuPool implements Disposable {
     }
   }
 
-  /** Runs a job on rows of `size` elements; `encode` is told the rows of a chunk. */
-  runRows(
-    memory: number,
-    rows: number,
-    size: number,
-    encode: (chunk: number) => readonly number[],
-  ): void {
-    const chunk = Math.ceil(rows / (ROW_CHUNKS_EACH * this.threads));
-    const alone = rows * size < ROWS_ALONE;
-    this.run(memory, encode(chunk), Math.ceil(rows / chunk), alone);
+  /** Runs a job on rows of `size` elements, which has one chunk, in as many as are faster. */
+  runRows(memory: number, all: RowJob, size: number): void {
+    const { job } = all, { rows } = job;
+    if (rows * size < ROWS_ALONE) {
+      return runChunk(this.memories, memory, all, 0, 0);
+    }
+    job.chunk = Math.ceil(rows / (ROW_CHUNKS_EACH * this.threads));
+    this.run(memory, encodeJob(all), Math.ceil(rows / job.chunk), false);
   }
 
   [Symbol.dispose](): void {

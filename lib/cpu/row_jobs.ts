@@ -15,6 +15,8 @@ import { NORM_STEP } from "./wasm_norm.ts";
 export interface BoundMemory {
   memory: WebAssembly.Memory;
   kernels: WasmKernels;
+  /** See {@linkcode floatsOf}. */
+  floats?: Float32Array;
 }
 
 /** Rows of x are copied from their memory, and normed if there is a weight. */
@@ -79,117 +81,103 @@ export function floatOfBits(bits: number): number {
   return word.getFloat32(0);
 }
 
-/** A view of `count` floats. */
-export function floatsAt(
-  { memory }: Pick<BoundMemory, "memory">,
-  address: number,
-  count: number,
-): Float32Array {
+/**
+ * All floats of a memory, at least up to the byte `end`. A view is kept: making one takes as
+ * long as copying a head.
+ */
+export function floatsOf(bound: BoundMemory, end: number): Float32Array {
+  const { memory, floats } = bound;
+  if (floats && end <= floats.byteLength) return floats;
   // Another thread may have made the memory larger, which this one learns of later.
-  if (address + 4 * count > memory.buffer.byteLength) memory.grow(0);
-  return new Float32Array(memory.buffer, address, count);
+  if (end > memory.buffer.byteLength) memory.grow(0);
+  return bound.floats = new Float32Array(memory.buffer);
 }
 
-/** RMSNorm of rows in place, and their rotation unless `angles` is 0. */
+/** Copies `count` floats. */
+export function copyFloats(
+  from: Float32Array,
+  begin: number,
+  count: number,
+  into: Float32Array,
+  to: number,
+): void {
+  if (from === into) into.copyWithin(to, begin, begin + count);
+  else into.set(from.subarray(begin, begin + count), to);
+}
+
+/** How rows are normed and rotated: addresses are 0 for what is left out. */
+export interface Norming {
+  weight: number;
+  eps: number;
+  /** The cosines of a position, then its sines. */
+  angles: number;
+}
+
+/** RMSNorm of rows in place, and their rotation. */
 export function normInPlace(
   bound: BoundMemory,
   at: number,
   count: number,
   size: number,
-  { weight, eps, angles }: { weight: number; eps: number; angles: number },
+  { weight, eps, angles }: Norming,
 ): void {
   if (size % NORM_STEP === 0) {
     bound.kernels.normRows(at, count, size, weight, eps, angles);
     return;
   }
   // Other widths are those of no published model.
-  const rows = floatsAt(bound, at, count * size);
-  const weights = floatsAt(bound, weight, size);
-  for (let i = 0; i < rows.length; i += size) {
-    normalize(rows, i, weights, eps, rows, i);
-    if (angles) rotate(rows, i, floatsAt(bound, angles, size));
+  const all = floatsOf(bound, at + 4 * count * size);
+  const view = (address: number) =>
+    all.subarray(address / 4, address / 4 + size);
+  for (let i = 0; i < count; i++) {
+    const row = at / 4 + i * size;
+    normalize(all, row, view(weight), eps, all, row);
+    if (angles) rotate(all, row, view(angles));
   }
 }
 
 /** How a row is packed. */
-export interface Packing {
+export interface Packing extends Norming {
   k: number;
   /** Row stride in bytes. */
   toBytes: number;
   order: SimdReader["order"];
-  /** 0 if the row is not normed. */
-  weight: number;
-  eps: number;
 }
 
 /**
- * Copies a row of x to `to`, with zeros up to a multiple of eight where there is room, and
- * norms it.
+ * Copies the row of x at `begin` to the address `to`, with zeros up to a multiple of eight
+ * where there is room, and norms it.
  */
 export function packRow(
   bound: BoundMemory,
   x: Float32Array,
+  begin: number,
   to: number,
-  { k, toBytes, order, weight, eps }: Packing,
+  packing: Packing,
 ): void {
-  const eights = Math.ceil(k / 8);
-  const out = floatsAt(bound, to, Math.min(8 * eights, toBytes / 4));
-  out.fill(0, k);
-  out.set(x);
-  if (weight) normInPlace(bound, to, 1, k, { weight, eps, angles: 0 });
+  const { k, toBytes, order, weight } = packing, eights = Math.ceil(k / 8);
+  const size = Math.min(8 * eights, toBytes / 4), at = to / 4;
+  const out = floatsOf(bound, to + 4 * size);
+  copyFloats(x, begin, k, out, at);
+  if (size > k) out.fill(0, at + k, at + size);
+  if (weight) normInPlace(bound, to, 1, k, packing);
   if (order === "even first") bound.kernels.evenFirst(to, eights);
 }
 
-/** Puts a row of results at `y` into `out`. */
+/** Puts `width` results at the address `y` into `out`, from `begin` on. */
 export function finishRow(
   bound: BoundMemory,
   y: number,
+  width: number,
   out: Float32Array,
+  begin: number,
   finish: Finish,
 ): void {
-  const width = out.length;
   if (finish === "swiglu") bound.kernels.swiglu(y, y + 4 * width, width);
-  const values = floatsAt(bound, y, width);
+  const from = floatsOf(bound, y + 4 * width), at = y / 4;
   if (finish === "add") {
-    for (let j = 0; j < width; j++) out[j] += values[j];
-  } else out.set(values);
-}
-
-/** Where the keys of a row come from and go to, except for the cache. */
-export interface KeyRow {
-  kvHeads: number;
-  headDim: number;
-  /** Addresses. */
-  weight: number;
-  angles: number;
-  eps: number;
-  /** Room for the keys of a row. */
-  scratch: number;
-}
-
-/** Norms and rotates the keys of a row, and puts each head, and its value. */
-export function putRow(
-  bound: BoundMemory,
-  heads: Float32Array,
-  { kvHeads, headDim, scratch, ...norm }: KeyRow,
-  put: (head: number, key: Float32Array, value: Float32Array) => void,
-): void {
-  const width = kvHeads * headDim, keys = floatsAt(bound, scratch, width);
-  keys.set(heads.subarray(0, width));
-  normInPlace(bound, scratch, kvHeads, headDim, norm);
-  for (let h = 0; h < width; h += headDim) {
-    const value = heads.subarray(width + h, width + h + headDim);
-    put(h / headDim, keys.subarray(h, h + headDim), value);
-  }
-}
-
-/** The rows of chunk `index`. */
-function* rowsOf(
-  { rows, chunk }: { rows: number; chunk: number },
-  index: number,
-): Generator<number, void> {
-  const end = Math.min(rows, (index + 1) * chunk);
-  for (let r = index * chunk; r < end; r++) yield r;
+    for (let j = 0; j < width; j++) out[begin + j] += from[at + j];
+  } else copyFloats(from, at, width, out, begin);
 }
 
 /** Runs chunk `index` of a {@linkcode PackJob}. */
@@ -199,12 +187,14 @@ export function pack(
   job: PackJob,
   index: number,
 ): void {
-  const { x, k, to, toBytes, weight } = job, from = memories[job.memory];
+  const { x, k, to, toBytes, weight } = job;
+  const end = Math.min(job.rows, (index + 1) * job.chunk);
+  const from = floatsOf(memories[job.memory], x + 4 * k * end);
   const order = job.evenFirst ? "even first" : "straight";
-  const packing = { k, toBytes, order, weight, eps: floatOfBits(job.eps) };
-  for (const r of rowsOf(job, index)) {
-    const row = floatsAt(from, x + 4 * r * k, k);
-    packRow(bound, row, to + r * toBytes, packing as Packing);
+  const eps = floatOfBits(job.eps);
+  const packing: Packing = { k, toBytes, order, weight, eps, angles: 0 };
+  for (let r = index * job.chunk; r < end; r++) {
+    packRow(bound, from, x / 4 + r * k, to + r * toBytes, packing);
   }
 }
 
@@ -215,11 +205,30 @@ export function finish(
   job: FinishJob,
   index: number,
 ): void {
-  const into = memories[job.memory], { width } = job;
-  for (const r of rowsOf(job, index)) {
-    const out = floatsAt(into, job.to + r * job.toBytes, width);
-    finishRow(bound, job.y + r * job.yBytes, out, FINISHES[job.finish]);
+  const { to, toBytes, width } = job, how = FINISHES[job.finish];
+  const end = Math.min(job.rows, (index + 1) * job.chunk);
+  const out = floatsOf(memories[job.memory], to + end * toBytes);
+  for (let r = index * job.chunk; r < end; r++) {
+    const begin = (to + r * toBytes) / 4;
+    finishRow(bound, job.y + r * job.yBytes, width, out, begin, how);
   }
+}
+
+/** Copies the keys of row `r` to `scratch`, and norms and rotates them there. */
+export function normKeys(
+  memories: readonly BoundMemory[],
+  bound: BoundMemory,
+  job: KeysJob,
+  r: number,
+  scratch: number,
+): void {
+  const { kvHeads, headDim, weight } = job, width = kvHeads * headDim;
+  const heads = job.heads + r * job.headsBytes;
+  const from = floatsOf(memories[job.memory], heads + 8 * width);
+  const into = floatsOf(bound, scratch + 4 * width);
+  copyFloats(from, heads / 4, width, into, scratch / 4);
+  const angles = job.angles + 4 * r * headDim, eps = floatOfBits(job.eps);
+  normInPlace(bound, scratch, kvHeads, headDim, { weight, eps, angles });
 }
 
 /** Runs chunk `index` of a {@linkcode KeysJob}. */
@@ -230,18 +239,19 @@ export function putKeys(
   index: number,
   scratch: number,
 ): void {
-  const { kvHeads, headDim, weight, page, k, v } = job, bytes = 4 * headDim;
-  const from = memories[job.memory], eps = floatOfBits(job.eps);
+  const { kvHeads, headDim, page, k, v } = job, width = kvHeads * headDim;
   const cells = new Uint32Array(bound.memory.buffer, job.cells, job.rows);
-  for (const r of rowsOf(job, index)) {
-    const heads = job.heads + r * job.headsBytes;
-    const angles = job.angles + r * bytes;
-    const row = { kvHeads, headDim, weight, angles, eps, scratch };
-    const values = floatsAt(from, heads, 2 * kvHeads * headDim);
-    putRow(bound, values, row, (head, key, value) => {
-      const at = (cells[r] + head * page) * bytes;
-      floatsAt(bound, k + at, headDim).set(key);
-      floatsAt(bound, v + at, headDim).set(value);
-    });
+  const end = Math.min(job.rows, (index + 1) * job.chunk);
+  for (let r = index * job.chunk; r < end; r++) {
+    normKeys(memories, bound, job, r, scratch);
+    const values = (job.heads + r * job.headsBytes) / 4 + width;
+    const from = floatsOf(memories[job.memory], 4 * (values + width));
+    const cell = cells[r];
+    for (let h = 0; h < kvHeads; h++) {
+      const at = (cell + h * page) * headDim;
+      const into = floatsOf(bound, Math.max(k, v) + 4 * (at + headDim));
+      copyFloats(into, scratch / 4 + h * headDim, headDim, into, k / 4 + at);
+      copyFloats(from, values + h * headDim, headDim, into, v / 4 + at);
+    }
   }
 }

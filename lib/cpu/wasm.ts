@@ -43,7 +43,7 @@ import {
   bitsOfFloat,
   FINISHES,
   finishRow,
-  floatsAt,
+  floatsOf,
   packRow,
 } from "./row_jobs.ts";
 import { dotScratch } from "./wasm_blocks.ts";
@@ -284,7 +284,8 @@ export class WasmCpuKernels implements CpuKernels {
       const count = Math.min(most, rows - done);
       const xAt = begin, yAt = xAt + count * xBytes;
       const direct = isDirect(own, count, wide), transposed = wide && !direct;
-      const some = { ...x, data: x.data.subarray(done * k), rows: count };
+      const data = done > 0 ? x.data.subarray(done * k) : x.data;
+      const some = { data, rows: count, k, norm: x.norm };
       this.#pack(memory, some, orderOf(own, transposed), xAt, xBytes);
       if (blocks && direct) {
         const nameOf = isPanels(own) ? roundWordsName : roundRowName;
@@ -302,20 +303,13 @@ export class WasmCpuKernels implements CpuKernels {
         const [at, w1 = 0, w2 = 0, w3 = 0] = addresses.map((address, p) =>
           address + begin * rowBytes[p]
         );
+        const job = {
+          ...{ format, x: xAt, xBytes, rows: count, w: at, w1, w2, w3 },
+          ...{ n: some, k, y: yAt + 4 * begin, yBytes, chunk },
+        };
         this.#pool.run(
           memory,
-          encodeJob("matmul", {
-            format,
-            x: xAt,
-            xBytes,
-            rows: count,
-            ...{ w: at, w1, w2, w3 },
-            n: some,
-            k,
-            y: yAt + 4 * begin,
-            yBytes,
-            chunk,
-          }),
+          encodeJob({ kind: "matmul", job }),
           Math.ceil(some / chunk),
           count * some * k < ALONE,
         );
@@ -439,20 +433,26 @@ export class WasmCpuKernels implements CpuKernels {
     toBytes: number,
   ): void {
     const bound = this.#pool.memories[memory], weight = norm ? this.#space : 0;
-    if (norm) floatsAt(bound, weight, k).set(norm.weight);
+    if (norm) floatsOf(bound, weight + 4 * k).set(norm.weight, weight / 4);
     const from = this.#memory.placeOf(data), eps = norm?.eps ?? 0;
     if (from) {
-      return this.#pool.runRows(memory, rows, k, (chunk) =>
-        encodeJob("pack", {
-          ...{ memory: from.memory, x: from.address, k, rows, to, toBytes },
-          ...{ evenFirst: order === "straight" ? 0 : 1, weight },
-          ...{ eps: bitsOfFloat(eps), chunk },
-        }));
+      const job = {
+        memory: from.memory,
+        x: from.address,
+        k,
+        rows,
+        to,
+        toBytes,
+        evenFirst: order === "straight" ? 0 : 1,
+        weight,
+        eps: bitsOfFloat(eps),
+        chunk: rows,
+      };
+      return this.#pool.runRows(memory, { kind: "pack", job }, k);
     }
+    const packing = { k, toBytes, order, weight, eps, angles: 0 };
     for (let r = 0; r < rows; r++) {
-      const row = data.subarray(r * k, (r + 1) * k);
-      const packing = { k, toBytes, order, weight, eps };
-      packRow(bound, row, to + r * toBytes, packing);
+      packRow(bound, data, r * k, to + r * toBytes, packing);
     }
   }
 
@@ -467,22 +467,23 @@ export class WasmCpuKernels implements CpuKernels {
     const first = y.first * stride + column;
     const into = this.#memory.placeOf(data);
     if (into) {
-      return this.#pool.runRows(
-        memory,
-        y.rows,
+      const job = {
+        y: y.address,
+        yBytes: y.bytes,
+        rows: y.rows,
         width,
-        (chunk) =>
-          encodeJob("finish", {
-            ...{ y: y.address, yBytes: y.bytes, rows: y.rows, width },
-            ...{ memory: into.memory, to: into.address + 4 * first },
-            ...{ toBytes: 4 * stride, finish: FINISHES.indexOf(finish), chunk },
-          }),
-      );
+        memory: into.memory,
+        to: into.address + 4 * first,
+        toBytes: 4 * stride,
+        finish: FINISHES.indexOf(finish),
+        chunk: y.rows,
+      };
+      return this.#pool.runRows(memory, { kind: "finish", job }, width);
     }
     const bound = this.#pool.memories[memory];
     for (let r = 0; r < y.rows; r++) {
-      const at = first + r * stride, row = data.subarray(at, at + width);
-      finishRow(bound, y.address + r * y.bytes, row, finish);
+      const at = first + r * stride;
+      finishRow(bound, y.address + r * y.bytes, width, data, at, finish);
     }
   }
 
