@@ -16,7 +16,7 @@ const MOST_ROWS = 2048;
 const MOST_LOGITS = 256;
 
 /**
- * Rows on the CPU. Not measured: weights are unpacked again for every 96 rows
+ * Rows on the CPU. Not measured: weights are unpacked again for every 128 rows
  * (lib/cpu/jobs.ts), so more rows would save little and take more memory.
  */
 export const CPU_PASS_ROWS = 256;
