@@ -153,7 +153,7 @@ gpuTest(
         (_, s) => Array.from({ length: 40 + s }, () => 1),
       );
       recorded = 0;
-      assert(batch.shaders(prompts, 64).length > 0);
+      assert(batch.promptShaders(prompts, 64).length > 0);
       await batch.prefillAll(prompts, { rows: 64 });
       batch.pass(batch.decodeShape).plan.seal();
       assertEquals(

@@ -33,6 +33,8 @@ import type { GpuSequences, Pass } from "./sequences.ts";
  * "Steps in pieces").
  */
 const PIECE = 3;
+/** Steps encoded before the first token is read: one, or it would wait for the host. */
+const FIRST_STEPS = 1;
 
 /** Observes a decode loop; times are `performance.now()`. */
 export interface LoopWatcher extends ReadWatcher {
@@ -66,6 +68,8 @@ export interface DecodeOptions {
   masks?: readonly (MaskSource | undefined)[];
   /** Prompt tokens that a single sequence holds. */
   cached: number;
+  /** Resolves when what a step needs may be compiled. */
+  later?: Promise<void>;
   signal?: AbortSignal;
   watcher?: LoopWatcher;
 }
@@ -75,8 +79,8 @@ export class DecodeLoop implements Disposable {
   readonly #own = new DisposableStack();
   /** Last position of a sequence; a full one stays there while others continue. */
   readonly #last: number;
-  /** The forward pass of a step. */
-  #decode!: Pass;
+  /** The forward pass of a step, once it is prepared. */
+  #decode?: Pass;
   /** Samples from the logits of the prompts. */
   readonly #first: Plan;
   /** Samples from the logits of a step. */
@@ -91,8 +95,9 @@ export class DecodeLoop implements Disposable {
   #chunk = 0;
   /** Whether steps run one at a time in slices, and there are no chunks. */
   #sliced = false;
-  /** That piece, until it is submitted. */
+  /** That piece, until it is submitted, and its steps. */
   #piece?: GPUCommandBuffer[];
+  #pieceSteps = 0;
   /** Reads log probabilities, if there are any. */
   readonly #logprobs?: RingReader;
 
@@ -113,7 +118,7 @@ export class DecodeLoop implements Disposable {
 
   /**
    * Submits the prompts and the sampling of their first tokens. The device starts
-   * immediately; everything else is prepared while it works.
+   * immediately; everything else that takes no long is prepared while it works.
    */
   async prefill(texts: readonly (readonly number[])[]): Promise<void> {
     const { batch, options, batch: { cache, state, reader } } = this;
@@ -138,13 +143,26 @@ export class DecodeLoop implements Disposable {
     state.lengths.write(0, lengths);
     this.#length = Math.max(...lengths); // from here on the host keeps count
 
-    this.#decode = await batch.recorded(batch.decodeShape, signal);
-    const { plan, logits: next } = this.#decode;
-    await compileAll(gpu, plan.shaders, signal);
-    plan.seal();
+    // If it has yet to be compiled, the first token does not wait for that.
+    if (batch.stepIsReady) await this.#prepare();
+  }
+
+  /** Records and compiles a step. */
+  async #prepare(): Promise<void> {
+    const { batch, batch: { ops: { gpu } }, options: { later, signal } } = this;
+    const decode = await batch.recorded(batch.decodeShape, signal);
+    await later;
+    await compileAll(gpu, decode.plan.shaders, signal);
+    decode.plan.seal();
+    this.#decode = decode;
     this.#sliced = this.#isSlow || this.#isFirst;
-    await this.#addSampling(this.#sample, next, this.#last);
+    await this.#addSampling(this.#sample, decode.logits, this.#last);
     this.#sample.seal();
+  }
+
+  /** The dispatches of a step. */
+  get #step(): Plan {
+    return this.#decode!.plan;
   }
 
   async #addSampling(plan: Plan, logits: Tensor, longest?: number) {
@@ -160,7 +178,7 @@ export class DecodeLoop implements Disposable {
   async *tokens(): AsyncGenerator<SampledTokens, void> {
     const { batch: { reader, ops: { gpu } }, options } = this;
     const { step, signal } = options;
-    this.#encodeNextChunk();
+    if (this.#decode) this.#encodeNextChunk(FIRST_STEPS);
     if (gpu.readsApart) return yield* this.#tokensApart();
     let began = performance.now(), from = step;
     for (let steps = 1; steps > 0;) {
@@ -172,7 +190,7 @@ export class DecodeLoop implements Disposable {
       const now = performance.now();
       this.#grow(now - began);
       began = now;
-      const running = this.#chunk;
+      let running = this.#chunk;
       // The consumer may be slow, so more work is submitted before tokens are yielded. The
       // first token does not wait for that.
       const first = from === step;
@@ -181,9 +199,14 @@ export class DecodeLoop implements Disposable {
       gpu.check();
       from += steps;
       yield ids;
-      if (first) this.#continue();
+      if (first && this.#decode) this.#continue();
       await reader.rest();
       signal?.throwIfAborted();
+      if (!this.#decode) {
+        if (options.maxTokens === 1) return;
+        running = await this.#start();
+        began = performance.now();
+      }
       steps = running || await this.#slowStep();
     }
   }
@@ -197,7 +220,8 @@ export class DecodeLoop implements Disposable {
     const { batch: { ops: { gpu }, paces }, options } = this;
     let began = performance.now(), from = options.step;
     for (let steps = 1; steps > 0;) {
-      const running = this.#chunk, first = from === options.step;
+      let running = this.#chunk;
+      const first = from === options.step;
       if (this.#piece) this.#submit(this.#piece);
       if (!first && running) this.#continue();
       const ids = await this.#read(from, from + steps);
@@ -211,8 +235,23 @@ export class DecodeLoop implements Disposable {
       yield ids;
       options.signal?.throwIfAborted();
       if (first && running) this.#continue();
+      if (!this.#decode) {
+        if (options.maxTokens === 1) return;
+        running = await this.#start();
+        began = performance.now();
+      }
       steps = running || await this.#slowStep();
     }
+  }
+
+  /** Prepares a step and submits the first chunk; returns the steps in it. */
+  async #start(): Promise<number> {
+    await this.#prepare();
+    this.#encodeNextChunk();
+    const steps = this.#chunk;
+    if (this.#piece) this.#submit(this.#piece);
+    if (steps) this.#continue();
+    return steps;
   }
 
   /** Updates the rate of steps after a wait that was too long. */
@@ -227,7 +266,7 @@ export class DecodeLoop implements Disposable {
   }
 
   get #stepWork(): number {
-    return this.#decode.plan.dispatches.reduce(
+    return this.#step.dispatches.reduce(
       (sum, dispatch) => sum + this.#workOf(dispatch),
       0,
     );
@@ -241,7 +280,7 @@ export class DecodeLoop implements Disposable {
   /** Whether the first step compiles shaders while the thread waits. */
   get #isFirst(): boolean {
     const { options: { watcher }, batch: { paces: { step } } } = this;
-    return !watcher && step.isFirst(this.#decode.plan);
+    return !watcher && step.isFirst(this.#step);
   }
 
   /** Whether a step blocks the thread too long if it is submitted at once. */
@@ -269,7 +308,7 @@ export class DecodeLoop implements Disposable {
     const { paces, ops: { gpu } } = batch;
     const state = { length: this.#length };
     await paces.step.run(
-      this.#decode.plan,
+      this.#step,
       state,
       (dispatch) => this.#workOf(dispatch),
       signal,
@@ -293,31 +332,33 @@ export class DecodeLoop implements Disposable {
 
   /** Submits the rest of the running chunk, and encodes the first piece of the next. */
   #continue(): void {
-    for (let at = PIECE; at < this.#chunk; at += PIECE) {
-      this.#submit(this.#encode(at));
+    for (let at = this.#pieceSteps; at < this.#chunk; at += PIECE) {
+      this.#submit(this.#encode(at, PIECE));
     }
     this.#encodeNextChunk();
   }
 
-  #encodeNextChunk(): void {
+  /** Its first piece has up to `most` steps. */
+  #encodeNextChunk(most = PIECE): void {
     const left = this.options.maxTokens - this.#planned;
     const single = this.#sliced || this.#isMasked;
     this.#chunk = single ? 0 : Math.min(this.#size, left);
     this.#planned += this.#chunk;
-    this.#piece = this.#chunk > 0 ? this.#encode(0) : undefined;
+    this.#pieceSteps = most;
+    this.#piece = this.#chunk > 0 ? this.#encode(0, most) : undefined;
   }
 
-  /** Encodes the piece that begins at step `at` of the chunk. */
-  #encode(at: number): GPUCommandBuffer[] {
+  /** Encodes the piece of up to `most` steps that begins at step `at` of the chunk. */
+  #encode(at: number, most: number): GPUCommandBuffer[] {
     const { batch, options: { watcher } } = this, chunk = this.#chunk;
     const { ops: { gpu } } = batch;
     const began = performance.now();
     const encoder = gpu.device.createCommandEncoder();
-    const steps = Math.min(PIECE, chunk - at);
+    const steps = Math.min(most, chunk - at);
     const timestampWrites = watcher?.timestamps(steps, chunk);
     const pass = encoder.beginComputePass({ timestampWrites });
     for (let i = 0; i < steps; i++) {
-      this.#decode.plan.encode(pass, { length: this.#length });
+      this.#step.encode(pass, { length: this.#length });
       this.#sample.encode(pass);
       this.#length = Math.min(this.#length + 1, this.#last);
     }

@@ -13,7 +13,11 @@ import {
   requireRoom,
   type Room,
 } from "../model/kv_cache.ts";
-import { compileAhead } from "../webgpu/compile_ahead.ts";
+import {
+  type Ahead,
+  type AheadOptions,
+  compileAhead,
+} from "../webgpu/compile_ahead.ts";
 import type { Checkpoint } from "../checkpoint/checkpoint.ts";
 import type { Qwen3Config } from "../checkpoint/config.ts";
 import { host } from "../host.ts";
@@ -162,7 +166,9 @@ export class GpuRunner implements Runner {
     const lengths = texts.map(({ length }) => length);
     const batches = chooseStateBatches(lengths, states.rows, GPU_PASSES);
     const passes = states;
-    await this.#compileAhead(() => passes.shaders(batches), signal);
+    using _ = await this.#compileAhead(() => passes.shaders(batches), {
+      signal,
+    });
     for (const part of readTogether(batches)) {
       let values = await states.run(part, texts, signal);
       while (values === undefined) { // something did not fit
@@ -205,9 +211,11 @@ export class GpuRunner implements Runner {
     const rows = await GpuRows.create(this.#ops, this.weights, all);
     rows.onWidened = () => this.choices.push(WIDENED);
     rows.onSeparated = () => this.#separate();
-    rows.compileAhead = (shaders) => this.#compileAhead(shaders);
+    rows.compileAhead = async (shaders) => {
+      using _ = await this.#compileAhead(shaders);
+    };
     rows.compile = async (shaders) => {
-      await this.#compileAhead(() => shaders);
+      using _ = await this.#compileAhead(() => shaders);
       await compileAll(this.gpu, shaders);
     };
     return rows;
@@ -241,8 +249,10 @@ export class GpuRunner implements Runner {
     const texts = prompts.map((prompt) => [...prompt]);
     const batch = several ?? this.#one;
     for (let step = begun; step < maxTokens;) {
-      const shaders = () => batch.shaders(texts, this.prefillRows, cached);
-      await this.#compileAhead(shaders, signal);
+      const shaders = () =>
+        batch.promptShaders(texts, this.prefillRows, cached);
+      const later = () => maxTokens - step > 1 ? batch.stepShaders() : [];
+      using ahead = await this.#compileAhead(shaders, { later, signal });
       let overflow = false;
       {
         using _ = this.#begun(batch.cache, texts[0], cached);
@@ -253,6 +263,7 @@ export class GpuRunner implements Runner {
           prefillRows: this.prefillRows,
           masks,
           cached,
+          later: ahead.later,
           signal,
           watcher: this.watcher,
         });
@@ -303,13 +314,16 @@ export class GpuRunner implements Runner {
   /** Compiles the shaders that a run needs, in several threads where that pays off. */
   async #compileAhead(
     shaders: () => readonly Shader[],
-    signal?: AbortSignal,
-  ): Promise<void> {
-    const decided = await compileAhead(this.gpu, shaders, signal);
-    if (!decided) return;
-    const before = this.choices.findIndex(({ what }) => what === decided.what);
-    if (before >= 0) this.choices.splice(before, 1);
-    this.choices.push(decided);
+    options?: AheadOptions,
+  ): Promise<Ahead> {
+    const ahead = await compileAhead(this.gpu, shaders, options);
+    const { choice } = ahead;
+    if (choice) {
+      const before = this.choices.findIndex(({ what }) => what === choice.what);
+      if (before >= 0) this.choices.splice(before, 1);
+      this.choices.push(choice);
+    }
+    return ahead;
   }
 
   /** Prompt tokens per forward pass. */

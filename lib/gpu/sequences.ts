@@ -55,6 +55,11 @@ export interface PassShape extends CachePass {
   readonly states?: boolean;
 }
 
+/** What distinguishes the recorded passes. */
+const keyOf = (
+  { first, sequences, tokens, all, states = false }: PassShape,
+): string => JSON.stringify([first, sequences, tokens, all, states]);
+
 /** The row of each sequence's last token, u32 `[sequences]`; belongs to `plan`. */
 function lastRows(plan: Plan, { sequences, tokens }: CachePass): Tensor {
   const rows = Uint32Array.from(
@@ -153,8 +158,8 @@ export class GpuSequences implements Disposable {
 
   /** Records the pass of a shape, verb by verb. */
   *#record(shape: PassShape): Generator<void, Pass> {
-    const { first, sequences, tokens, all, states = false } = shape;
-    const key = JSON.stringify([first, sequences, tokens, all, states]);
+    const { sequences, tokens, all, states = false } = shape;
+    const key = keyOf(shape);
     const known = this.#passes.get(key);
     if (known) {
       this.#passes.delete(key);
@@ -191,12 +196,22 @@ export class GpuSequences implements Disposable {
     return pass;
   }
 
+  /** Shaders, not compiled yet, for decode steps. */
+  stepShaders(): Shader[] {
+    return this.pass(this.decodeShape).plan.shaders;
+  }
+
+  /** Whether decode steps are recorded and compiled. */
+  get stepIsReady(): boolean {
+    const known = this.#passes.get(keyOf(this.decodeShape));
+    return known !== undefined && known.plan.shaders.length === 0;
+  }
+
   /**
-   * Shaders, not compiled yet, for prompts in chunks of `rows` tokens and for decode steps.
-   * Records one pass per distinct chunk length, up to the number of passes that are kept;
+   * Shaders, not compiled yet, for prompts in chunks of `rows` tokens. Records one pass per distinct chunk length, up to the number of passes that are kept;
    * the others need few shaders of their own. The first `cached` tokens need none.
    */
-  shaders(
+  promptShaders(
     prompts: readonly (readonly number[])[],
     rows: number,
     cached = 0,
@@ -213,9 +228,7 @@ export class GpuSequences implements Disposable {
       ([tokens, first]) =>
         this.pass({ first, sequences: 1, tokens, all: false }),
     );
-    return [...passes, this.pass(this.decodeShape)].flatMap(({ plan }) =>
-      plan.shaders
-    );
+    return passes.flatMap(({ plan }) => plan.shaders);
   }
 
   #passesOf(

@@ -18,9 +18,11 @@ export interface CompileJob {
   adapter: string;
   device: Gpu["descriptor"];
   shaders: Shader[];
+  /** Whether no other job follows. */
+  last: boolean;
 }
 
-/** Sent back by a worker when it is done. */
+/** Sent back by a worker when a job is done. */
 export interface CompileReport {
   error?: string;
 }
@@ -34,8 +36,11 @@ const MOST_WORKERS = 5;
 const COMPILED_MS = 3;
 /** How long this thread waits for the workers after finishing its own share. */
 const PATIENCE_MS = 30_000;
-/** Time to open a device, relative to compiling the longest shader. */
-const OPENING = 0.5;
+/**
+ * Time to open a device, relative to compiling the longest shader: 0.1 to 0.2 s, one after
+ * another.
+ */
+const OPENING = 0.3;
 
 const WORKER = new URL("./compile_worker.ts", import.meta.url);
 /** What GL is called there, in any case and between any spaces. */
@@ -43,32 +48,56 @@ const GL = /^\s*(gl|gles|opengl)\s*$/i;
 /** Devices on which a worker has failed; other workers would fail too. */
 const failing = new WeakSet<Gpu>();
 
+/** What {@linkcode compileAhead} has begun; disposing of it ends its workers. */
+export interface Ahead extends Disposable {
+  /** What was decided, if anything. */
+  readonly choice?: Choice;
+  /**
+   * Resolves when the later shaders are in the driver's cache, or will not be; whoever needs
+   * them compiles them in any case.
+   */
+  readonly later: Promise<void>;
+}
+
+const nothing = (choice?: Choice): Ahead => ({
+  choice,
+  later: Promise.resolve(),
+  [Symbol.dispose]() {},
+});
+
+/** How {@linkcode compileAhead} works. */
+export interface AheadOptions {
+  /** Shaders that are needed after the others; workers compile them meanwhile. */
+  later?: () => readonly Shader[];
+  signal?: AbortSignal;
+}
+
 /**
  * Compiles the shaders that are not compiled yet, unless the driver turns out to have
  * them in its cache. Does so only where it is known to pay off: with Deno's Vulkan on
  * NVIDIA, whose driver shares its disk cache among the devices of a process, and through
  * Dawn, which has threads of its own. Elsewhere `shaders` is not called, because calling it
  * records passes.
- *
- * @returns what was decided, if anything.
  */
 export async function compileAhead(
   gpu: Gpu,
   shaders: () => readonly Shader[],
-  signal?: AbortSignal,
-): Promise<Choice | undefined> {
+  { later = () => [], signal }: AheadOptions = {},
+): Promise<Ahead> {
   if (gpu.implementation === "dawn") {
     await compileAll(gpu, shaders(), signal);
-    return undefined;
+    const rest = compileAll(gpu, later(), signal);
+    // Whoever needs what failed compiles it again, and throws.
+    return { ...nothing(), later: rest.catch(() => {}) };
   }
   if (
     !gpu.vulkan || !gpu.adapterClass.startsWith("NVIDIA") ||
     failing.has(gpu) || !keepsCache()
-  ) return undefined;
+  ) return nothing();
   const refusal = workerRefusal(WORKER);
   if (refusal !== undefined) {
     failing.add(gpu);
-    return oneThread(refusal);
+    return nothing(oneThread(refusal));
   }
   const missing = longestFirst(gpu, shaders());
   const workers = Math.min(
@@ -76,15 +105,15 @@ export async function compileAhead(
     navigator.hardwareConcurrency - 1,
     missing.length - 2,
   );
-  if (workers < 1) return undefined;
+  if (workers < 1) return nothing();
   const { driverMs } = compile(gpu, missing.pop()!);
-  if (driverMs < COMPILED_MS) return undefined;
-  return await compileInWorkers(gpu, missing, workers, { signal });
+  if (driverMs < COMPILED_MS) return nothing();
+  return await compileInWorkers(gpu, missing, workers, { later, signal });
 }
 
 /**
  * Compiles shaders on this thread and `workers` more, or on this thread alone if a
- * worker fails.
+ * worker fails; the workers go on with the later ones.
  *
  * @throws the reason of `signal` if it is aborted; the workers end then.
  */
@@ -92,25 +121,57 @@ export async function compileInWorkers(
   gpu: Gpu,
   shaders: readonly Shader[],
   workers: number,
-  { patienceMs = PATIENCE_MS, signal }: {
-    patienceMs?: number;
-    signal?: AbortSignal;
-  } = {},
-): Promise<Choice> {
+  { patienceMs = PATIENCE_MS, later = () => [], signal }:
+    & AheadOptions
+    & { patienceMs?: number } = {},
+): Promise<Ahead> {
   const refusal = limitBackends();
   if (refusal !== undefined) {
     failing.add(gpu);
     await compileAll(gpu, shaders, signal);
-    return { ...ONE_THREAD, reason: refusal };
+    return nothing({ ...ONE_THREAD, reason: refusal });
   }
   using end = new DisposableStack();
   const [own, ...others] = shares(shaders, workers);
-  const reports = others.filter((share) => share.length > 0).map((share) => {
-    const { worker, report } = inWorker(gpu, share);
-    end.defer(() => worker.terminate());
-    return report;
-  });
+  const started = others.filter((share) => share.length > 0)
+    .map((share) => end.use(new CompileWorker(gpu, share)));
   await compileAll(gpu, own, signal);
+  if (started.length > 0) {
+    const rests = shares(longestFirst(gpu, later()), started.length - 1, true);
+    started.forEach((worker, i) => worker.last(rests[i]));
+  }
+  const first = started.map(({ first }) => first);
+  const failed = await within(patienceMs, first, signal);
+  if (failed) failing.add(gpu);
+  await compileAll(gpu, shaders, signal);
+  if (failed) return nothing(oneThread(failed));
+  const all = within(patienceMs, started.map(({ rest }) => rest), signal);
+  const { resolve, promise } = Promise.withResolvers<void>();
+  const workersEnd = end.move();
+  const finish = () => (workersEnd[Symbol.dispose](), resolve());
+  all.then(finish, finish);
+  return {
+    choice: {
+      what: "first compilation",
+      value: `${1 + started.length} threads`,
+      reason: "the driver shares compiled shaders among devices",
+    },
+    later: promise,
+    [Symbol.dispose]: finish,
+  };
+}
+
+/**
+ * Waits for the reports of workers; returns why one failed, if it did.
+ *
+ * @throws the reason of `signal` if it is aborted.
+ */
+async function within(
+  patienceMs: number,
+  reports: readonly Promise<CompileReport>[],
+  signal?: AbortSignal,
+): Promise<string | undefined> {
+  using end = new DisposableStack();
   const late = Promise.withResolvers<CompileReport[]>();
   const error = `no answer in ${patienceMs / 1000} s`;
   const timer = setTimeout(() => late.resolve([{ error }]), patienceMs);
@@ -118,15 +179,8 @@ export async function compileInWorkers(
   const abort = () => late.reject(signal?.reason);
   signal?.addEventListener("abort", abort);
   end.defer(() => signal?.removeEventListener("abort", abort));
-  const failed = (await Promise.race([Promise.all(reports), late.promise]))
-    .find(({ error }) => error !== undefined);
-  if (failed) failing.add(gpu);
-  await compileAll(gpu, shaders, signal);
-  return failed ? oneThread(failed.error!) : {
-    what: "first compilation",
-    value: `${1 + reports.length} threads`,
-    reason: "the driver shares compiled shaders among devices",
-  };
+  return (await Promise.race([Promise.all(reports), late.promise]))
+    .find(({ error }) => error !== undefined)?.error;
 }
 
 const ONE_THREAD = { what: "first compilation", value: "one thread" } as const;
@@ -162,17 +216,18 @@ function longestFirst(gpu: Gpu, shaders: readonly Shader[]): Shader[] {
 }
 
 /**
- * Divides the shaders between this thread (first) and the workers, which must open a
- * device before they compile. Each shader, longest first, goes to the thread with the
- * least work.
+ * Divides the shaders between this thread (first) and the workers, which open devices one
+ * after another before they compile, unless they are `running`. Each shader, longest first, goes to
+ * the thread with the least work.
  */
 export function shares(
   shaders: readonly Shader[],
   workers: number,
+  running = false,
 ): Shader[][] {
-  const opening = OPENING * (shaders[0]?.code.length ?? 0);
+  const opening = running ? 0 : OPENING * (shaders[0]?.code.length ?? 0);
   const all = Array.from({ length: workers + 1 }, (_, i) => ({
-    work: i === 0 ? 0 : opening,
+    work: i * opening,
     shaders: [] as Shader[],
   }));
   for (const shader of shaders) {
@@ -183,24 +238,41 @@ export function shares(
   return all.map(({ shaders }) => shaders);
 }
 
-function inWorker(
-  gpu: Gpu,
-  shaders: Shader[],
-): { worker: Worker; report: Promise<CompileReport> } {
-  const { promise: report, resolve } = Promise.withResolvers<CompileReport>();
-  const worker = new Worker(WORKER, { type: "module" });
-  worker.addEventListener("message", ({ data }) => resolve(data));
-  worker.addEventListener("error", (event) => {
-    event.preventDefault();
-    resolve({ error: event.message });
-  });
-  const job: CompileJob = {
-    adapter: gpu.name,
-    device: gpu.descriptor,
-    shaders,
-  };
-  worker.postMessage(job);
-  return { worker, report };
+/** A worker, and its reports on what it compiles first and on the rest. */
+class CompileWorker implements Disposable {
+  readonly #worker = new Worker(WORKER, { type: "module" });
+  readonly #reports = [0, 1].map(() => Promise.withResolvers<CompileReport>());
+  readonly first = this.#reports[0].promise;
+  readonly rest = this.#reports[1].promise;
+
+  constructor(readonly gpu: Gpu, shaders: Shader[]) {
+    let reported = 0;
+    this.#worker.addEventListener("message", ({ data }) => {
+      this.#reports[reported++]?.resolve(data);
+    });
+    this.#worker.addEventListener("error", (event) => {
+      event.preventDefault();
+      for (const { resolve } of this.#reports) {
+        resolve({ error: event.message });
+      }
+    });
+    this.#post(shaders, false);
+  }
+
+  /** Gives it what it compiles last. */
+  last(shaders: Shader[]): void {
+    this.#post(shaders, true);
+  }
+
+  #post(shaders: Shader[], last: boolean): void {
+    const { name: adapter, descriptor: device } = this.gpu;
+    const job: CompileJob = { adapter, device, shaders, last };
+    this.#worker.postMessage(job);
+  }
+
+  [Symbol.dispose](): void {
+    this.#worker.terminate();
+  }
 }
 
 /**

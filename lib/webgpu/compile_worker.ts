@@ -15,18 +15,26 @@ interface WorkerScope {
 }
 
 const scope = globalThis as unknown as WorkerScope;
-scope.onmessage = async ({ data }) => {
-  try {
-    await compileAll(data);
-    scope.postMessage({});
-  } catch (error) {
-    scope.postMessage({ error: errorText(error) });
-  }
+let opened: Promise<GPUDevice> | undefined;
+let before = Promise.resolve();
+scope.onmessage = ({ data }) => {
+  before = before.then(async () => scope.postMessage(await reportOf(data)));
 };
 
-async function compileAll(
-  { adapter: name, device: descriptor, shaders }: CompileJob,
-): Promise<void> {
+async function reportOf(job: CompileJob): Promise<CompileReport> {
+  try {
+    const device = await (opened ??= open(job));
+    for (const shader of job.shaders) createPipeline(device, shader);
+    if (job.last) device.destroy();
+    return {};
+  } catch (error) {
+    return { error: errorText(error) };
+  }
+}
+
+async function open(
+  { adapter: name, device }: CompileJob,
+): Promise<GPUDevice> {
   const adapter = await navigator.gpu.requestAdapter({
     powerPreference: "high-performance",
   });
@@ -34,7 +42,5 @@ async function compileAll(
   if (!adapter || found !== name) {
     throw new Error(`Cannot compile for ${name}: the adapter is ${found}`);
   }
-  const device = await adapter.requestDevice(descriptor);
-  for (const shader of shaders) createPipeline(device, shader);
-  device.destroy();
+  return await adapter.requestDevice(device);
 }

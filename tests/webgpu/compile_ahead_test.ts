@@ -7,16 +7,22 @@ import {
 import {
   compileAhead,
   compileInWorkers,
+  type CompileJob,
   shares,
 } from "../../lib/webgpu/compile_ahead.ts";
+import type { Choice } from "../../lib/dispatch/choice.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
 import { host } from "../../lib/host.ts";
 import { loadQwen3 } from "../../lib/load.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
+import { resolveSampling } from "../../lib/model/sampling.ts";
 import { isCompiled, type Shader } from "../../lib/webgpu/pipeline.ts";
-import { gpuTest } from "../support/gpu.ts";
+import { openCheckpoint } from "../../lib/checkpoint/open.ts";
+import { gpuTest, openTested } from "../support/gpu.ts";
 
 const TINY = new URL("../fixtures/tiny-tied-bf16/", import.meta.url).href;
+
+const GREEDY = resolveSampling({ temperature: 0 });
 
 /** The longest timeout there is, in milliseconds. */
 const FOREVER = 2 ** 31 - 1;
@@ -38,22 +44,111 @@ ${"  x[0] = x[0] * 3u + by.x;\n".repeat(lines)}}`,
   types: ["storage", "uniform"],
 });
 
+/** What two workers and the main thread decide. */
+async function inWorkers(
+  gpu: Gpu,
+  shaders: readonly Shader[],
+  options: { patienceMs: number },
+): Promise<Choice> {
+  using ahead = await compileInWorkers(gpu, shaders, 2, options);
+  return ahead.choice!;
+}
+
 gpuTest("workers and the main thread compile everything", async (gpu) => {
   const all = [9, 7, 5, 3, 1].map((n) => shader(`worker ${n}`, n));
-  const { value, reason } = await compileInWorkers(gpu, all, 2, {
-    patienceMs: FOREVER,
-  });
+  const { value, reason } = await inWorkers(gpu, all, { patienceMs: FOREVER });
   assertEquals(value, "3 threads", reason);
   for (const one of all) assert(isCompiled(gpu, one), one.label);
   gpu.check();
 });
+
+gpuTest("workers go on with what is needed later", async (gpu) => {
+  const all = [9, 7, 5, 3].map((n) => shader(`first ${n}`, n));
+  const more = [8, 6, 4].map((n) => shader(`later ${n}`, n));
+  const { Worker } = globalThis, jobs: string[][] = [];
+  let ended = 0;
+  globalThis.Worker = class extends Worker {
+    override postMessage({ shaders }: CompileJob) {
+      jobs.push(shaders.map(({ label }) => label));
+      super.postMessage(...arguments as unknown as [CompileJob]);
+    }
+    override terminate() {
+      ended++;
+      super.terminate();
+    }
+  };
+  const options = { patienceMs: FOREVER, later: () => more };
+  try {
+    {
+      using ahead = await compileInWorkers(gpu, all, 2, options);
+      assertEquals(ahead.choice?.value, "3 threads", ahead.choice?.reason);
+      for (const one of all) assert(isCompiled(gpu, one), one.label);
+      await ahead.later;
+      assertEquals(ended, 2);
+    }
+    assertEquals(jobs.length, 4);
+    assertEquals(
+      jobs.slice(2).flat().sort(),
+      more.map(({ label }) => label).sort(),
+    );
+    const others = [3, 2, 1].map((n) => shader(`left ${n}`, n));
+    const { later, ...left } = await compileInWorkers(gpu, others, 2, options);
+    left[Symbol.dispose](); // whoever waits for the later ones goes on
+    await later;
+    assertEquals(ended, 4);
+  } finally {
+    globalThis.Worker = Worker;
+  }
+  gpu.check();
+});
+
+gpuTest(
+  "the first token waits for no kernel of later ones, and one token for none",
+  async () => {
+    for (const readsApart of [false, true]) {
+      using gpu = await openTested();
+      Object.defineProperty(gpu, "readsApart", { value: readsApart });
+      const made: string[] = [];
+      const { device } = gpu,
+        create = device.createComputePipeline.bind(device);
+      device.createComputePipeline = (descriptor) => {
+        made.push(descriptor.label!);
+        return create(descriptor);
+      };
+      await using checkpoint = await openCheckpoint(TINY);
+      using runner = await GpuRunner.load(gpu, checkpoint, {
+        context: 64,
+        cacheDtype: "f32",
+        f16Matmuls: false,
+      });
+      const run = async (maxTokens: number) => {
+        const before: string[][] = [];
+        const ids: number[] = [];
+        const prompt = Array.from({ length: 20 }, (_, i) => 1 + i);
+        for await (const some of runner.generate([prompt], GREEDY, maxTokens)) {
+          before.push([...made]);
+          ids.push(...some);
+        }
+        return { before, ids };
+      };
+      const one = await run(1);
+      assert(!made.includes("attendDecode"), `${made}`);
+      const { before, ids } = await run(9);
+      assert(!before[0].includes("attendDecode"), `${before[0]}`);
+      assert(before[1].includes("attendDecode"), `${before[1]}`);
+      assertEquals(ids.length, 9);
+      assertEquals(ids[0], one.ids[0]);
+      assertEquals((await run(9)).ids, ids); // now a step is ready
+    }
+  },
+);
 
 gpuTest(
   "a failed worker is reported, and the main thread does its work",
   async (gpu) => {
     const all = [3, 2, 1].map((n) => shader(`failing ${n}`, n));
     const other = likeNvidia(gpu, "another adapter");
-    const { value, reason } = await compileInWorkers(other, all, 2, {
+    const { value, reason } = await inWorkers(other, all, {
       patienceMs: FOREVER,
     });
     assertEquals(value, "one thread");
@@ -63,7 +158,7 @@ gpuTest(
     );
     for (const one of all) assert(isCompiled(other, one), one.label);
     const more = [3, 2, 1].map((n) => shader(`failed before ${n}`, n));
-    assertEquals(await compileAhead(other, () => more), undefined);
+    assertEquals((await compileAhead(other, () => more)).choice, undefined);
     for (const one of more) assert(!isCompiled(other, one), one.label);
   },
 );
@@ -74,7 +169,7 @@ gpuTest("workers open no GL, and none start where they would", async (gpu) => {
     const all = [3, 2, 1].map((n) => shader(`${label} ${n}`, n));
     const other: Gpu = Object.create(gpu);
     const how = { patienceMs: FOREVER };
-    const { value, reason } = await compileInWorkers(other, all, 2, how);
+    const { value, reason } = await inWorkers(other, all, how);
     for (const one of all) assert(isCompiled(other, one), one.label);
     return `${value}: ${reason}`;
   };
@@ -109,9 +204,7 @@ gpuTest("a worker that never answers is not waited for", async (gpu) => {
     }
   } as unknown as typeof Worker;
   try {
-    const { value, reason } = await compileInWorkers(other, all, 2, {
-      patienceMs: 10,
-    });
+    const { value, reason } = await inWorkers(other, all, { patienceMs: 10 });
     assertEquals(value, "one thread");
     assertEquals(reason, "a worker failed: no answer in 0.01 s");
   } finally {
@@ -134,7 +227,7 @@ gpuTest(
         : status;
     };
     try {
-      const choice = await compileAhead(other, () => all);
+      const { choice } = await compileAhead(other, () => all);
       assertEquals([choice?.what, choice?.value], [
         "first compilation",
         "one thread",
@@ -143,7 +236,7 @@ gpuTest(
         choice!.reason,
         /^a worker failed: Deno has no read permission for file:\S+compile_worker.ts, run it with --allow-read$/,
       );
-      assertEquals(await compileAhead(other, () => all), undefined);
+      assertEquals((await compileAhead(other, () => all)).choice, undefined);
     } finally {
       permissions.querySync = querySync;
     }
@@ -175,14 +268,21 @@ gpuTest(
     const request = () => {
       throw new Error("the shaders were requested");
     };
-    assertEquals(await compileAhead(other, request), undefined);
+    const options = { later: request };
+    const { choice } = await compileAhead(other, request, options);
+    assertEquals(choice, undefined);
   },
 );
 
-Deno.test("the longest shaders are assigned first, and opening a device counts as work", () => {
+Deno.test("the longest shaders are assigned first, and devices open one after another", () => {
   const all = [100, 90, 80, 10, 10, 10].map((n) => shader("share", n));
   const lengths = shares(all, 2).map((share) =>
     share.map(({ code }) => code.split("by.x").length - 1)
   );
-  assertEquals(lengths, [[100, 10, 10, 10], [90], [80]]);
+  assertEquals(lengths, [[100, 10, 10], [90, 10], [80]]);
+  // Workers that run have no device to open.
+  assertEquals(shares(all.slice(1), 1, true).map(({ length }) => length), [
+    2,
+    3,
+  ]);
 });
