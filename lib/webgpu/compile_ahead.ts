@@ -8,10 +8,17 @@
  * @module
  */
 import type { Choice } from "../dispatch/choice.ts";
+import { Rests } from "../dispatch/rests.ts";
 import { host, workerRefusal } from "../host.ts";
 import type { Gpu } from "./device.ts";
 import { BACKENDS } from "./environment.ts";
-import { compile, compileAll, isCompiled, type Shader } from "./pipeline.ts";
+import {
+  compile,
+  compileAll,
+  isCompiled,
+  parse,
+  type Shader,
+} from "./pipeline.ts";
 
 /** Sent to a worker: what to compile, and for which device. */
 export interface CompileJob {
@@ -137,8 +144,14 @@ export async function compileInWorkers(
     .map((share) => end.use(new CompileWorker(gpu, share)));
   await compileAll(gpu, own, signal);
   if (started.length > 0) {
-    const rests = shares(longestFirst(gpu, later()), started.length - 1, true);
-    started.forEach((worker, i) => worker.last(rests[i]));
+    const last = shares(longestFirst(gpu, later()), started.length - 1, true);
+    started.forEach((worker, i) => worker.last(last[i]));
+  }
+  // While the workers are busy; what has been compiled meanwhile is in the cache.
+  const rests = new Rests();
+  for (const shader of others.flat()) {
+    parse(gpu, shader);
+    await rests.rest(signal);
   }
   const first = started.map(({ first }) => first);
   const failed = await within(patienceMs, first, signal);

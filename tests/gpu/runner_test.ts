@@ -57,6 +57,10 @@ gpuTest(
   async () => {
     using qwen = await loadQwen3(TINY, { device: "gpu" });
     const runner = runnerOf(qwen);
+    // A step that has yet to be compiled comes after the first token.
+    const fresh = (await watch(runner, 40)).order
+      .filter((what) => what !== "readback");
+    assertEquals(fresh.slice(0, 4), ["wait", 1, "encode", "submit"]);
     const { order, chunks } = await watch(runner, 40);
     const shown = order.filter((what) => what !== "readback");
     // Where promises settle late, the next piece is submitted during the wait.
