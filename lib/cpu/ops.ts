@@ -518,9 +518,9 @@ class Results {
     }
     let known = this.#arrays.get(name);
     if (!known || known.data.length < size) {
+      const larger = this.kernels.allocate("f32", [size]); // may throw
       if (known) this.kernels.release(known);
-      known = this.kernels.allocate("f32", [size]);
-      this.#arrays.set(name, known);
+      this.#arrays.set(name, known = larger);
     }
     const view = { ...known, shape, data: known.data.subarray(0, size) };
     this.#views.set(name, view);

@@ -16,7 +16,7 @@ import {
   type SampledTokens,
   type Sampling,
 } from "../model/sampling.ts";
-import { compileAll } from "../webgpu/pipeline.ts";
+import { compileAll, isCompiled } from "../webgpu/pipeline.ts";
 import { type Dispatch, Plan } from "../webgpu/plan.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 import { OVERFLOW, type ReadWatcher, RingReader } from "./ring_reader.ts";
@@ -33,7 +33,7 @@ import type { GpuSequences, Pass } from "./sequences.ts";
  * "Steps in pieces").
  */
 const PIECE = 3;
-/** Steps encoded before the first token is read: one, or it would wait for the host. */
+/** Steps encoded before the first token is read: more would delay that. */
 const FIRST_STEPS = 1;
 
 /** Observes a decode loop; times are `performance.now()`. */
@@ -68,8 +68,8 @@ export interface DecodeOptions {
   masks?: readonly (MaskSource | undefined)[];
   /** Prompt tokens that a single sequence holds. */
   cached: number;
-  /** Resolves when what a step needs may be compiled. */
-  later?: Promise<void>;
+  /** Resolves when workers no longer compile what a step needs. */
+  later?: Promise<unknown>;
   signal?: AbortSignal;
   watcher?: LoopWatcher;
 }
@@ -95,8 +95,9 @@ export class DecodeLoop implements Disposable {
   #chunk = 0;
   /** Whether steps run one at a time in slices, and there are no chunks. */
   #sliced = false;
-  /** That piece, until it is submitted, and its steps. */
+  /** That piece, until it is submitted. */
   #piece?: GPUCommandBuffer[];
+  /** The most steps it had: where the next piece begins. */
   #pieceSteps = 0;
   /** Reads log probabilities, if there are any. */
   readonly #logprobs?: RingReader;
@@ -118,7 +119,7 @@ export class DecodeLoop implements Disposable {
 
   /**
    * Submits the prompts and the sampling of their first tokens. The device starts
-   * immediately; everything else that takes no long is prepared while it works.
+   * immediately; everything else that does not take long is prepared while it works.
    */
   async prefill(texts: readonly (readonly number[])[]): Promise<void> {
     const { batch, options, batch: { cache, state, reader } } = this;
@@ -143,16 +144,20 @@ export class DecodeLoop implements Disposable {
     state.lengths.write(0, lengths);
     this.#length = Math.max(...lengths); // from here on the host keeps count
 
-    // If it has yet to be compiled, the first token does not wait for that.
-    if (batch.stepIsReady) await this.#prepare();
+    if (options.maxTokens === 1) return;
+    const { plan } = await batch.recorded(batch.decodeShape, signal);
+    // If a step has yet to be compiled, the first token does not wait for that.
+    const isCompiledAlready = plan.shaders.every((one) => isCompiled(gpu, one));
+    if (isCompiledAlready) await this.#prepare();
   }
 
-  /** Records and compiles a step. */
+  /** Compiles a step. */
   async #prepare(): Promise<void> {
     const { batch, batch: { ops: { gpu } }, options: { later, signal } } = this;
     const decode = await batch.recorded(batch.decodeShape, signal);
-    await later;
-    await compileAll(gpu, decode.plan.shaders, signal);
+    const { shaders } = decode.plan;
+    if (shaders.some((one) => !isCompiled(gpu, one))) await later;
+    await compileAll(gpu, shaders, signal);
     decode.plan.seal();
     this.#decode = decode;
     this.#sliced = this.#isSlow || this.#isFirst;
@@ -188,7 +193,7 @@ export class DecodeLoop implements Disposable {
       this.#waited(steps, performance.now() - called);
       if (this.#piece) this.#submit(this.#piece);
       const now = performance.now();
-      this.#grow(now - began);
+      if (this.#decode) this.#grow(now - began);
       began = now;
       let running = this.#chunk;
       // The consumer may be slow, so more work is submitted before tokens are yielded. The
@@ -229,7 +234,7 @@ export class DecodeLoop implements Disposable {
       paces.prompt.waited();
       paces.step.waited();
       const now = performance.now();
-      this.#grow(now - began);
+      if (this.#decode) this.#grow(now - began);
       began = now;
       from += steps;
       yield ids;
@@ -338,7 +343,7 @@ export class DecodeLoop implements Disposable {
     this.#encodeNextChunk();
   }
 
-  /** Its first piece has up to `most` steps. */
+  /** Encodes the first piece of the next chunk, up to `most` steps. */
   #encodeNextChunk(most = PIECE): void {
     const left = this.options.maxTokens - this.#planned;
     const single = this.#sliced || this.#isMasked;

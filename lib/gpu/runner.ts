@@ -251,7 +251,9 @@ export class GpuRunner implements Runner {
     for (let step = begun; step < maxTokens;) {
       const shaders = () =>
         batch.promptShaders(texts, this.prefillRows, cached);
-      const later = () => maxTokens - step > 1 ? batch.stepShaders() : [];
+      const later = maxTokens - step > 1
+        ? () => batch.stepShaders()
+        : undefined;
       using ahead = await this.#compileAhead(shaders, { later, signal });
       let overflow = false;
       {
@@ -317,12 +319,14 @@ export class GpuRunner implements Runner {
     options?: AheadOptions,
   ): Promise<Ahead> {
     const ahead = await compileAhead(this.gpu, shaders, options);
-    const { choice } = ahead;
-    if (choice) {
+    const note = (choice: Choice | undefined) => {
+      if (!choice) return;
       const before = this.choices.findIndex(({ what }) => what === choice.what);
       if (before >= 0) this.choices.splice(before, 1);
       this.choices.push(choice);
-    }
+    };
+    note(ahead.choice);
+    ahead.later.then(note);
     return ahead;
   }
 

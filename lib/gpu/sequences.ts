@@ -201,15 +201,10 @@ export class GpuSequences implements Disposable {
     return this.pass(this.decodeShape).plan.shaders;
   }
 
-  /** Whether decode steps are recorded and compiled. */
-  get stepIsReady(): boolean {
-    const known = this.#passes.get(keyOf(this.decodeShape));
-    return known !== undefined && known.plan.shaders.length === 0;
-  }
-
   /**
-   * Shaders, not compiled yet, for prompts in chunks of `rows` tokens. Records one pass per distinct chunk length, up to the number of passes that are kept;
-   * the others need few shaders of their own. The first `cached` tokens need none.
+   * Shaders, not compiled yet, for prompts in chunks of `rows` tokens. Records one pass per
+   * distinct chunk length, up to the number of passes that are kept; the others need few
+   * shaders of their own. The first `cached` tokens need none.
    */
   promptShaders(
     prompts: readonly (readonly number[])[],

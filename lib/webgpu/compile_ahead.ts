@@ -60,15 +60,15 @@ export interface Ahead extends Disposable {
   /** What was decided, if anything. */
   readonly choice?: Choice;
   /**
-   * Resolves when the later shaders are in the driver's cache, or will not be; whoever needs
-   * them compiles them in any case.
+   * Resolves when workers no longer compile the later shaders; with what is decided instead,
+   * if one failed. Whoever needs them compiles them in any case.
    */
-  readonly later: Promise<void>;
+  readonly later: Promise<Choice | undefined>;
 }
 
 const nothing = (choice?: Choice): Ahead => ({
   choice,
-  later: Promise.resolve(),
+  later: Promise.resolve(undefined),
   [Symbol.dispose]() {},
 });
 
@@ -89,13 +89,13 @@ export interface AheadOptions {
 export async function compileAhead(
   gpu: Gpu,
   shaders: () => readonly Shader[],
-  { later = () => [], signal }: AheadOptions = {},
+  { later, signal }: AheadOptions = {},
 ): Promise<Ahead> {
   if (gpu.implementation === "dawn") {
     await compileAll(gpu, shaders(), signal);
-    const rest = compileAll(gpu, later(), signal);
     // Whoever needs what failed compiles it again, and throws.
-    return { ...nothing(), later: rest.catch(() => {}) };
+    const rest = compileAll(gpu, later?.() ?? [], signal).catch(() => {});
+    return { ...nothing(), later: rest.then(() => undefined) };
   }
   if (
     !gpu.vulkan || !gpu.adapterClass.startsWith("NVIDIA") ||
@@ -107,19 +107,26 @@ export async function compileAhead(
     return nothing(oneThread(refusal));
   }
   const missing = longestFirst(gpu, shaders());
+  // Otherwise they are asked for when the workers have begun.
+  const rest = missing.length < 3 && later
+    ? longestFirst(gpu, later()).filter(({ code }) =>
+      missing.every((shader) => shader.code !== code)
+    )
+    : undefined;
   const workers = Math.min(
     MOST_WORKERS,
     navigator.hardwareConcurrency - 1,
-    missing.length - 2,
+    missing.length + (rest?.length ?? 0) - 2,
   );
   if (workers < 1) return nothing();
-  const { driverMs } = compile(gpu, missing.pop()!);
-  if (driverMs < COMPILED_MS) return nothing();
-  return await compileInWorkers(gpu, missing, workers, { later, signal });
+  const shortest = missing.length > 0 ? missing.pop()! : rest!.pop()!;
+  if (compile(gpu, shortest).driverMs < COMPILED_MS) return nothing();
+  const options = { later: rest ? () => rest : later, signal };
+  return await compileInWorkers(gpu, missing, workers, options);
 }
 
 /**
- * Compiles shaders on this thread and `workers` more, or on this thread alone if a
+ * Compiles shaders on this thread and up to `workers` more, or on this thread alone if a
  * worker fails; the workers go on with the later ones.
  *
  * @throws the reason of `signal` if it is aborted; the workers end then.
@@ -128,7 +135,7 @@ export async function compileInWorkers(
   gpu: Gpu,
   shaders: readonly Shader[],
   workers: number,
-  { patienceMs = PATIENCE_MS, later = () => [], signal }:
+  { patienceMs = PATIENCE_MS, later, signal }:
     & AheadOptions
     & { patienceMs?: number } = {},
 ): Promise<Ahead> {
@@ -140,38 +147,61 @@ export async function compileInWorkers(
   }
   using end = new DisposableStack();
   const [own, ...others] = shares(shaders, workers);
-  const started = others.filter((share) => share.length > 0)
-    .map((share) => end.use(new CompileWorker(gpu, share)));
+  const started = new Map<number, CompileWorker>();
+  const start = (i: number, shaders: Shader[], last: boolean) => {
+    let worker = started.get(i);
+    if (!worker) started.set(i, worker = end.use(new CompileWorker(gpu)));
+    return worker.compile(shaders, last);
+  };
+  const first = others.flatMap((share, i) =>
+    share.length > 0 ? [start(i, share, !later)] : []
+  );
   await compileAll(gpu, own, signal);
-  if (started.length > 0) {
-    const last = shares(longestFirst(gpu, later()), started.length - 1, true);
-    started.forEach((worker, i) => worker.last(last[i]));
-  }
-  // While the workers are busy; what has been compiled meanwhile is in the cache.
+  const needed = new Set(shaders.map(({ code }) => code));
+  const rest = longestFirst(gpu, later?.() ?? [])
+    .filter(({ code }) => !needed.has(code));
+  const second = shares(rest, workers - 1, true).flatMap((share, i) =>
+    share.length > 0 ? [start(i, share, true)] : []
+  );
+  // The workers are busy: this thread parses what it will find in the cache.
   const rests = new Rests();
   for (const shader of others.flat()) {
     parse(gpu, shader);
     await rests.rest(signal);
   }
-  const first = started.map(({ first }) => first);
-  const failed = await within(patienceMs, first, signal);
+  const failed = await failureOf(first, patienceMs, signal);
   if (failed) failing.add(gpu);
   await compileAll(gpu, shaders, signal);
   if (failed) return nothing(oneThread(failed));
-  const all = within(patienceMs, started.map(({ rest }) => rest), signal);
-  const { resolve, promise } = Promise.withResolvers<void>();
-  const workersEnd = end.move();
-  const finish = () => (workersEnd[Symbol.dispose](), resolve());
-  all.then(finish, finish);
-  return {
-    choice: {
-      what: "first compilation",
-      value: `${1 + started.length} threads`,
-      reason: "the driver shares compiled shaders among devices",
-    },
-    later: promise,
-    [Symbol.dispose]: finish,
+  const choice = {
+    what: "first compilation",
+    value: `${1 + started.size} threads`,
+    reason: "the driver shares compiled shaders among devices",
   };
+  if (second.length === 0) return nothing(choice);
+  return { choice, ...untilDone(gpu, second, patienceMs, end.move(), signal) };
+}
+
+/** Waits for the workers' last reports, then ends the workers, or when it is disposed of. */
+function untilDone(
+  gpu: Gpu,
+  reports: readonly Promise<CompileReport>[],
+  patienceMs: number,
+  workers: Disposable,
+  signal?: AbortSignal,
+): Pick<Ahead, "later"> & Disposable {
+  const over = new AbortController();
+  const either = AbortSignal.any([over.signal, ...signal ? [signal] : []]);
+  const done = failureOf(reports, patienceMs, either).then(
+    (failed) => {
+      if (!failed) return undefined;
+      failing.add(gpu);
+      return oneThread(failed);
+    },
+    () => undefined, // nobody needs them any more
+  );
+  const later = done.finally(() => workers[Symbol.dispose]());
+  return { later, [Symbol.dispose]: () => over.abort() };
 }
 
 /**
@@ -179,11 +209,13 @@ export async function compileInWorkers(
  *
  * @throws the reason of `signal` if it is aborted.
  */
-async function within(
-  patienceMs: number,
+async function failureOf(
   reports: readonly Promise<CompileReport>[],
+  patienceMs: number,
   signal?: AbortSignal,
 ): Promise<string | undefined> {
+  if (reports.length === 0) return undefined;
+  signal?.throwIfAborted();
   using end = new DisposableStack();
   const late = Promise.withResolvers<CompileReport[]>();
   const error = `no answer in ${patienceMs / 1000} s`;
@@ -230,8 +262,8 @@ function longestFirst(gpu: Gpu, shaders: readonly Shader[]): Shader[] {
 
 /**
  * Divides the shaders between this thread (first) and the workers, which open devices one
- * after another before they compile, unless they are `running`. Each shader, longest first, goes to
- * the thread with the least work.
+ * after another before they compile, unless they are `running`. Each shader, longest first,
+ * goes to the thread with the least work.
  */
 export function shares(
   shaders: readonly Shader[],
@@ -251,36 +283,32 @@ export function shares(
   return all.map(({ shaders }) => shaders);
 }
 
-/** A worker, and its reports on what it compiles first and on the rest. */
+/** A worker that compiles one share after another. */
 class CompileWorker implements Disposable {
   readonly #worker = new Worker(WORKER, { type: "module" });
-  readonly #reports = [0, 1].map(() => Promise.withResolvers<CompileReport>());
-  readonly first = this.#reports[0].promise;
-  readonly rest = this.#reports[1].promise;
+  /** Those of jobs that it has not reported yet. */
+  readonly #waiting: ((report: CompileReport) => void)[] = [];
 
-  constructor(readonly gpu: Gpu, shaders: Shader[]) {
-    let reported = 0;
+  constructor(readonly gpu: Gpu) {
     this.#worker.addEventListener("message", ({ data }) => {
-      this.#reports[reported++]?.resolve(data);
+      this.#waiting.shift()?.(data);
     });
     this.#worker.addEventListener("error", (event) => {
       event.preventDefault();
-      for (const { resolve } of this.#reports) {
-        resolve({ error: event.message });
+      for (const report of this.#waiting.splice(0)) {
+        report({ error: event.message });
       }
     });
-    this.#post(shaders, false);
   }
 
-  /** Gives it what it compiles last. */
-  last(shaders: Shader[]): void {
-    this.#post(shaders, true);
-  }
-
-  #post(shaders: Shader[], last: boolean): void {
+  /** Compiles shaders; after the `last` ones it gives up its device. */
+  compile(shaders: Shader[], last: boolean): Promise<CompileReport> {
+    const { promise, resolve } = Promise.withResolvers<CompileReport>();
+    this.#waiting.push(resolve);
     const { name: adapter, descriptor: device } = this.gpu;
     const job: CompileJob = { adapter, device, shaders, last };
     this.#worker.postMessage(job);
+    return promise;
   }
 
   [Symbol.dispose](): void {

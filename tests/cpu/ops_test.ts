@@ -11,6 +11,7 @@ import { quantizedHeads } from "../../lib/formats/cached.ts";
 import { stepsOf } from "../../kernels/attention_case.ts";
 import { toF32 } from "../../lib/formats/tensor.ts";
 import { CpuOps, type CpuOptions, type CpuTensor } from "../../lib/cpu/ops.ts";
+import { MemoryError } from "../../lib/errors.ts";
 import { ropeFrequencies } from "../../lib/model/rope.ts";
 import { randomTest } from "../support/random.ts";
 
@@ -726,3 +727,34 @@ test("invalid calls are refused with their shapes", (make) => {
     "Cannot attend: there are 3 rows, must be 2 tokens × 2 sequences",
   );
 });
+
+test(
+  "where no memory is left for a larger result, the smaller one stays",
+  (make, fill) => {
+    const ops = make();
+    const norm = matrixOf(fill(ops, "f32", [80]));
+    const w = matrixOf(fill(ops, "bf16", [8, 80]));
+    const few = fill(ops, "f32", [40, 80]), many = fill(ops, "f32", [9000, 80]);
+    const expected = ops.normMatmul(few, norm, w).data.slice();
+    const { grow } = WebAssembly.Memory.prototype;
+    WebAssembly.Memory.prototype.grow = function (pages) {
+      if (pages > 0) throw new RangeError("no memory is left");
+      return grow.call(this, pages);
+    };
+    try {
+      for (let time = 0; time < 2; time++) {
+        try {
+          ops.normMatmul(many, norm, w); // plain TypeScript needs no such memory
+        } catch (error) {
+          assert(error instanceof MemoryError, `${error}`);
+        }
+      }
+    } finally {
+      WebAssembly.Memory.prototype.grow = grow;
+    }
+    const mine = ops.tensor("f32", [4, 80]);
+    mine.data.fill(7);
+    assertEquals(ops.normMatmul(few, norm, w).data, expected);
+    assert(mine.data.every((value) => value === 7));
+  },
+);

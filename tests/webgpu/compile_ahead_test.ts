@@ -91,16 +91,138 @@ gpuTest("workers go on with what is needed later", async (gpu) => {
       jobs.slice(2).flat().sort(),
       more.map(({ label }) => label).sort(),
     );
-    const others = [3, 2, 1].map((n) => shader(`left ${n}`, n));
-    const { later, ...left } = await compileInWorkers(gpu, others, 2, options);
-    left[Symbol.dispose](); // whoever waits for the later ones goes on
-    await later;
-    assertEquals(ended, 4);
   } finally {
     globalThis.Worker = Worker;
   }
   gpu.check();
 });
+
+/** A worker that answers its first job only. */
+class Forgetful extends EventTarget {
+  #jobs = 0;
+  terminated = false;
+  postMessage() {
+    if (this.#jobs++ > 0) return;
+    queueMicrotask(() =>
+      this.dispatchEvent(new MessageEvent("message", { data: {} }))
+    );
+  }
+  terminate() {
+    this.terminated = true;
+  }
+}
+
+/** Runs `body` with workers of a class; returns those that began. */
+async function withWorkers<W>(
+  kind: new () => W,
+  body: () => Promise<void>,
+): Promise<W[]> {
+  const { Worker } = globalThis, all: W[] = [];
+  globalThis.Worker = function () {
+    const worker = new kind();
+    all.push(worker);
+    return worker;
+  } as unknown as typeof Worker;
+  try {
+    await body();
+  } finally {
+    globalThis.Worker = Worker;
+  }
+  return all;
+}
+
+gpuTest(
+  "whoever ends before the workers do leaves nothing behind",
+  async (gpu) => {
+    const { setTimeout, clearTimeout } = globalThis, left = new Set<unknown>();
+    globalThis.setTimeout = ((...args: Parameters<typeof setTimeout>) => {
+      const id = setTimeout(...args);
+      left.add(id);
+      return id;
+    }) as typeof setTimeout;
+    globalThis.clearTimeout = (id) => (left.delete(id), clearTimeout(id));
+    const aborts = new AbortController();
+    try {
+      const ended = await withWorkers(Forgetful, async () => {
+        for (const end of ["dispose", "abort"]) {
+          const all = [5, 4, 3].map((n) => shader(`${end} first ${n}`, n));
+          const more = [5, 4, 3].map((n) => shader(`${end} later ${n}`, n));
+          const ahead = await compileInWorkers(Object.create(gpu), all, 2, {
+            ...{
+              patienceMs: FOREVER,
+              later: () => more,
+              signal: aborts.signal,
+            },
+          });
+          assertEquals(ahead.choice?.value, "3 threads");
+          if (end === "dispose") ahead[Symbol.dispose]();
+          else aborts.abort();
+          assertEquals(await ahead.later, undefined);
+        }
+      });
+      assertEquals(
+        ended.map(({ terminated }) => terminated),
+        Array(4).fill(true),
+      );
+      assertEquals(left.size, 0);
+    } finally {
+      Object.assign(globalThis, { setTimeout, clearTimeout });
+    }
+  },
+);
+
+gpuTest(
+  "a worker that stops answering is told of, and none starts again",
+  async (gpu) => {
+    const other = likeNvidia(gpu), how = { patienceMs: 10 };
+    await withWorkers(Forgetful, async () => {
+      const all = [5, 4, 3].map((n) => shader(`answered ${n}`, n));
+      const more = [5, 4, 3].map((n) => shader(`unanswered ${n}`, n));
+      using ahead = await compileInWorkers(other, all, 2, {
+        ...how,
+        later: () => more,
+      });
+      assertEquals(ahead.choice?.value, "3 threads");
+      const choice = await ahead.later;
+      assertEquals(choice?.value, "one thread");
+      assertMatch(choice!.reason, /^a worker failed: no answer in 0.01 s$/);
+    });
+    const request = () => {
+      throw new Error("the shaders were requested");
+    };
+    using ahead = await compileAhead(other, request, { later: request });
+    assertEquals(ahead.choice, undefined);
+  },
+);
+
+gpuTest(
+  "workers compile what is needed later if nothing is needed first",
+  async (gpu) => {
+    const { device } = gpu, create = device.createComputePipeline.bind(device);
+    device.createComputePipeline = (descriptor) => {
+      for (const end = performance.now() + 5; performance.now() < end;);
+      return create(descriptor); // as long as a driver without a cache
+    };
+    const { hardwareConcurrency } = navigator;
+    Object.defineProperty(navigator, "hardwareConcurrency", {
+      configurable: true,
+      value: 4,
+    });
+    try {
+      const more = [7, 6, 5, 4, 3].map((n) => shader(`only later ${n}`, n));
+      const options = { later: () => more };
+      using ahead = await compileAhead(likeNvidia(gpu), () => [], options);
+      assertEquals(ahead.choice?.value, "4 threads", ahead.choice?.reason);
+      assertEquals(await ahead.later, undefined);
+    } finally {
+      Object.defineProperty(navigator, "hardwareConcurrency", {
+        configurable: true,
+        value: hardwareConcurrency,
+      });
+      Reflect.deleteProperty(device, "createComputePipeline");
+    }
+  },
+);
 
 gpuTest(
   "the first token waits for no kernel of later ones, and one token for none",
