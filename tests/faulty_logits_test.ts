@@ -180,6 +180,21 @@ gpuTest(
   },
 );
 
+gpuTest("what a faulty run has cached is not used again", async () => {
+  const after = 7; // a token of the prompt, which poisons what follows
+  await using checkpoint = await poisoned(UNTIED, {
+    "model.embed_tokens.weight": row(after, HIDDEN, NaN),
+  });
+  await eachWay(checkpoint.path, async (qwen, way) => {
+    const expected = await sound([1, 2, 3, 4], 3);
+    const { message } = await failure(qwen, [[1, 2, 3, 4, 5, after]], GREEDY);
+    assert(message.endsWith("hold NaN, must be numbers"), message);
+    const run = qwen.generate([1, 2, 3, 4], { ...GREEDY, maxTokens: 3 });
+    for await (const _ of run);
+    assertEquals(run.tokenIds, expected, way);
+  });
+});
+
 gpuTest("a fault at a later token ends the run there", async () => {
   const ids = await sound(PROMPT, 12);
   const at = ids.findIndex((id, i) => i >= 4 && ids.indexOf(id) === i);

@@ -31,6 +31,7 @@ import { CpuRows, type Forward } from "./rows.ts";
 import { host } from "../host.ts";
 import {
   allowedNext,
+  faultText,
   historyOf,
   type MaskSource,
   type SampledTokens,
@@ -209,12 +210,16 @@ export class CpuRunner implements Runner {
     if (cached > 0) cache.resume(cached);
     else cache.reset();
     const texts = prompts.map((prompt) => [...prompt]);
+    const options = { maxTokens, begun, cached, masks, signal };
+    let isFaulty = false;
     try {
-      yield* this.#run(cache, texts, sampling, {
-        ...{ maxTokens, begun, cached, masks, signal },
-      });
+      for await (const ids of this.#run(cache, texts, sampling, options)) {
+        if (ids.some((id) => faultText(id))) isFaulty = true;
+        yield ids;
+      }
     } finally {
-      cache.hold(texts[0].slice(0, cache.lengths[0]));
+      // A NaN among a pass's values spreads to the rows before it.
+      cache.hold(texts[0].slice(0, isFaulty ? 0 : cache.lengths[0]));
     }
   }
 

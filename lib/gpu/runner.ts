@@ -43,6 +43,7 @@ import { OVERFLOW } from "./ring_reader.ts";
 import type { RowsSize } from "../model/rows.ts";
 import type { Runner } from "../model/runner.ts";
 import {
+  faultText,
   type MaskSource,
   type SampledTokens,
   type Sampling,
@@ -257,7 +258,7 @@ export class GpuRunner implements Runner {
       using ahead = await this.#compileAhead(shaders, { later, signal });
       let overflow = false;
       {
-        using _ = this.#begun(batch.cache, texts[0], cached);
+        using held = this.#begun(batch.cache, texts[0], cached);
         using loop = new DecodeLoop(batch, {
           sampling,
           step,
@@ -273,6 +274,7 @@ export class GpuRunner implements Runner {
         for await (const ids of loop.tokens()) {
           overflow = ids === OVERFLOW;
           if (overflow) break;
+          if (ids.some((id) => faultText(id))) held.isFaulty = true;
           ids.forEach((id, i) => texts[i % sequences].push(validToken(id)));
           step += ids.length / sequences;
           yield ids;
@@ -287,21 +289,24 @@ export class GpuRunner implements Runner {
   /**
    * Begins a run on a text whose first `cached` tokens the cache holds. Once disposed, the
    * cache knows the tokens whose keys and values it has: those of the passes that were
-   * submitted, and all that steps have run on since.
+   * submitted, and all that steps have run on since. None if the run was faulty: a NaN among
+   * a pass's values spreads to the rows before it.
    */
   #begun(
     cache: GpuKvCache,
     text: readonly number[],
     cached: number,
-  ): Disposable {
+  ): Disposable & { isFaulty: boolean } {
     const { length } = text;
     // Resuming keeps the flags: an aborted run may have set one that nobody has read.
     if (cached > 0) cache.resume(cached);
     else cache.reset();
     return {
+      isFaulty: false,
       [Symbol.dispose]() {
         const decoded = text.length > length;
-        cache.hold(text.slice(0, decoded ? -1 : cache.lengths[0]));
+        const end = decoded ? -1 : cache.lengths[0];
+        cache.hold(text.slice(0, this.isFaulty ? 0 : end));
       },
     };
   }

@@ -152,7 +152,11 @@ gpuTest(
             await qwen.logits(prompt.slice(0, n)),
             exact.subarray(end - vocabSize, end),
           );
-          assert(error < 1e-3, `${n} tokens, ${precision}: ${error}`);
+          // Hardware multiplies in f16 under auto, by kernels that differ with the rows.
+          const most = precision === "f32" || runnerOf(qwen).gpu.software
+            ? 1e-3
+            : 3e-3;
+          assert(error < most, `${n} tokens, ${precision}: ${error}`);
         }
       } finally {
         GpuOps.prototype.embed = embed;
