@@ -48,12 +48,11 @@ export function* attend(
     );
   }
   const width = heads + 2 * kvHeads, rows = qkv.length / (width * headDim);
-  const { memory, ...cached } = placeOf(memories, k, v, headDim);
+  const { memory, ...cached } = cachedIn(memories, k, v, headDim);
   const bound = pool.memories[memory], { buffer } = bound.memory;
   const headBytes = packedBytes(headDim), group = heads / kvHeads;
-  const weights = space.begin,
-    room = space.bytes - 2 * bytes -
-      cache.table.byteLength;
+  const weights = space.begin;
+  const room = space.bytes - 2 * bytes - cache.table.byteLength;
   const floats = floatsOf(bound, space.begin + space.bytes);
   floats.set(qNorm.weight, weights / 4);
   floats.set(kNorm.weight, weights / 4 + headDim);
@@ -109,7 +108,7 @@ export function* attend(
 }
 
 /** Where cached keys and values are; scales are at 0 if there are none. */
-function placeOf(
+function cachedIn(
   memories: CpuMemory,
   k: CpuTensor,
   v: CpuTensor,
@@ -186,9 +185,8 @@ function putQuantized(
     const values = (job.heads + r * job.headsBytes) / 4 + width;
     const from = floatsOf(memories[job.memory], 4 * (values + width));
     const floats = floatsOf(bound, scratch + 4 * width);
-    const cell = cells[r];
     for (let h = 0; h < kvHeads; h++) {
-      const to = cell + h * page, [a, b] = [h * headDim, (h + 1) * headDim];
+      const to = cells[r] + h * page, [a, b] = [h * headDim, (h + 1) * headDim];
       putKey(to, floats.subarray(keys + a, keys + b));
       putValue(to, from.subarray(values + a, values + b));
     }

@@ -502,28 +502,26 @@ function requireRows({ sequences, tokens }: CachePass, rows: number): void {
 class Results {
   /** More elements are left to the garbage collector: the logits of long prompts. */
   static readonly #most = 1 << 22;
-  readonly #arrays = new Map<string, CpuTensor>();
-  /** What was handed out last. */
-  readonly #views = new Map<string, CpuTensor>();
+  /** All that was allocated, and the part that was handed out last. */
+  readonly #known = new Map<string, { all: CpuTensor; last: CpuTensor }>();
 
   constructor(private readonly kernels: CpuKernels) {}
 
   /** A tensor whose values are any. */
   tensor(verb: string, shape: readonly [number, number]): CpuTensor {
-    const size = shape[0] * shape[1], name = `${verb} ${shape[1]}`;
-    const last = this.#views.get(name);
-    if (last?.data.length === size) return last;
+    const size = elements(shape), name = `${verb} ${shape[1]}`;
+    const known = this.#known.get(name);
+    if (known?.last.data.length === size) return known.last;
     if (size > Results.#most) {
       return { dtype: "f32", shape, data: new Float32Array(size) };
     }
-    let known = this.#arrays.get(name);
-    if (!known || known.data.length < size) {
-      const larger = this.kernels.allocate("f32", [size]); // may throw
-      if (known) this.kernels.release(known);
-      this.#arrays.set(name, known = larger);
+    let all = known?.all;
+    if (!all || all.data.length < size) {
+      all = this.kernels.allocate("f32", [size]); // may throw
+      if (known) this.kernels.release(known.all);
     }
-    const view = { ...known, shape, data: known.data.subarray(0, size) };
-    this.#views.set(name, view);
-    return view;
+    const last = { ...all, shape, data: all.data.subarray(0, size) };
+    this.#known.set(name, { all, last });
+    return last;
   }
 }

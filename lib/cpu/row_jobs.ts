@@ -246,9 +246,8 @@ export function putKeys(
     normKeys(memories, bound, job, r, scratch);
     const values = (job.heads + r * job.headsBytes) / 4 + width;
     const from = floatsOf(memories[job.memory], 4 * (values + width));
-    const cell = cells[r];
     for (let h = 0; h < kvHeads; h++) {
-      const at = (cell + h * page) * headDim;
+      const at = (cells[r] + h * page) * headDim;
       const into = floatsOf(bound, Math.max(k, v) + 4 * (at + headDim));
       copyFloats(into, scratch / 4 + h * headDim, headDim, into, k / 4 + at);
       copyFloats(from, values + h * headDim, headDim, into, v / 4 + at);

@@ -260,8 +260,8 @@ export class WasmCpuKernels implements CpuKernels {
     const { format, blocks, rowBytes, wBytes, xBytes } = layout;
     const own = SIMD_FORMATS[format], { wide } = this.choice;
     const n = rowsHeld(w), yBytes = resultBytes(n);
-    const begin = this.#space + weightBytes(x);
-    const room = this.#room - weightBytes(x);
+    const taken = weightBytes(x);
+    const begin = this.#space + taken, room = this.#room - taken;
     const fits = Math.floor(room / (xBytes + yBytes));
     if (fits < 1) {
       throw new Error(

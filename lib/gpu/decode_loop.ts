@@ -147,8 +147,8 @@ export class DecodeLoop implements Disposable {
     if (options.maxTokens === 1) return;
     const { plan } = await batch.recorded(batch.decodeShape, signal);
     // If a step has yet to be compiled, the first token does not wait for that.
-    const isCompiledAlready = plan.shaders.every((one) => isCompiled(gpu, one));
-    if (isCompiledAlready) await this.#prepare();
+    const isReady = plan.shaders.every((one) => isCompiled(gpu, one));
+    if (isReady) await this.#prepare();
   }
 
   /** Compiles a step. */
@@ -208,7 +208,6 @@ export class DecodeLoop implements Disposable {
       await reader.rest();
       signal?.throwIfAborted();
       if (!this.#decode) {
-        if (options.maxTokens === 1) return;
         running = await this.#start();
         began = performance.now();
       }
@@ -241,7 +240,6 @@ export class DecodeLoop implements Disposable {
       options.signal?.throwIfAborted();
       if (first && running) this.#continue();
       if (!this.#decode) {
-        if (options.maxTokens === 1) return;
         running = await this.#start();
         began = performance.now();
       }
@@ -249,8 +247,9 @@ export class DecodeLoop implements Disposable {
     }
   }
 
-  /** Prepares a step and submits the first chunk; returns the steps in it. */
+  /** Prepares a step, if one follows, and submits the first chunk; returns the steps in it. */
   async #start(): Promise<number> {
+    if (this.options.maxTokens === 1) return 0;
     await this.#prepare();
     this.#encodeNextChunk();
     const steps = this.#chunk;

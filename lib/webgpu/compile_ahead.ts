@@ -60,8 +60,8 @@ export interface Ahead extends Disposable {
   /** What was decided, if anything. */
   readonly choice?: Choice;
   /**
-   * Resolves when workers no longer compile the later shaders; with what is decided instead,
-   * if one failed. Whoever needs them compiles them in any case.
+   * Resolves when workers no longer compile the later shaders; with the choice that replaces
+   * the first one, if a worker failed. Whoever needs them compiles them in any case.
    */
   readonly later: Promise<Choice | undefined>;
 }
@@ -109,9 +109,7 @@ export async function compileAhead(
   const missing = longestFirst(gpu, shaders());
   // Otherwise they are asked for when the workers have begun.
   const rest = missing.length < 3 && later
-    ? longestFirst(gpu, later()).filter(({ code }) =>
-      missing.every((shader) => shader.code !== code)
-    )
+    ? restOf(gpu, later(), missing)
     : undefined;
   const workers = Math.min(
     MOST_WORKERS,
@@ -157,9 +155,7 @@ export async function compileInWorkers(
     share.length > 0 ? [start(i, share, !later)] : []
   );
   await compileAll(gpu, own, signal);
-  const needed = new Set(shaders.map(({ code }) => code));
-  const rest = longestFirst(gpu, later?.() ?? [])
-    .filter(({ code }) => !needed.has(code));
+  const rest = restOf(gpu, later?.() ?? [], shaders);
   const second = shares(rest, workers - 1, true).flatMap((share, i) =>
     share.length > 0 ? [start(i, share, true)] : []
   );
@@ -182,7 +178,7 @@ export async function compileInWorkers(
   return { choice, ...untilDone(gpu, second, patienceMs, end.move(), signal) };
 }
 
-/** Waits for the workers' last reports, then ends the workers, or when it is disposed of. */
+/** Ends the workers after their last reports, or when it is disposed of. */
 function untilDone(
   gpu: Gpu,
   reports: readonly Promise<CompileReport>[],
@@ -198,7 +194,7 @@ function untilDone(
       failing.add(gpu);
       return oneThread(failed);
     },
-    () => undefined, // nobody needs them any more
+    () => undefined, // aborted: no one is waiting for them
   );
   const later = done.finally(() => workers[Symbol.dispose]());
   return { later, [Symbol.dispose]: () => over.abort() };
@@ -260,6 +256,16 @@ function longestFirst(gpu: Gpu, shaders: readonly Shader[]): Shader[] {
     .sort((a, b) => b.code.length - a.code.length);
 }
 
+/** What is missing of the later shaders, besides those that are compiled first. */
+function restOf(
+  gpu: Gpu,
+  later: readonly Shader[],
+  first: readonly Shader[],
+): Shader[] {
+  const known = new Set(first.map(({ code }) => code));
+  return longestFirst(gpu, later.filter(({ code }) => !known.has(code)));
+}
+
 /**
  * Divides the shaders between this thread (first) and the workers, which open devices one
  * after another before they compile, unless they are `running`. Each shader, longest first,
@@ -286,7 +292,7 @@ export function shares(
 /** A worker that compiles one share after another. */
 class CompileWorker implements Disposable {
   readonly #worker = new Worker(WORKER, { type: "module" });
-  /** Those of jobs that it has not reported yet. */
+  /** Who waits for the jobs that it has not reported on yet. */
   readonly #waiting: ((report: CompileReport) => void)[] = [];
 
   constructor(readonly gpu: Gpu) {

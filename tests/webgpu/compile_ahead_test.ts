@@ -97,18 +97,23 @@ gpuTest("workers go on with what is needed later", async (gpu) => {
   gpu.check();
 });
 
-/** A worker that answers its first job only. */
-class Forgetful extends EventTarget {
-  #jobs = 0;
+/** A worker that answers no job. */
+class Silent extends EventTarget {
   terminated = false;
-  postMessage() {
+  postMessage() {}
+  terminate() {
+    this.terminated = true;
+  }
+}
+
+/** A worker that answers its first job only. */
+class Forgetful extends Silent {
+  #jobs = 0;
+  override postMessage() {
     if (this.#jobs++ > 0) return;
     queueMicrotask(() =>
       this.dispatchEvent(new MessageEvent("message", { data: {} }))
     );
-  }
-  terminate() {
-    this.terminated = true;
   }
 }
 
@@ -132,7 +137,7 @@ async function withWorkers<W>(
 }
 
 gpuTest(
-  "whoever ends before the workers do leaves nothing behind",
+  "a run that ends before its workers leaves nothing behind",
   async (gpu) => {
     const { setTimeout, clearTimeout } = globalThis, left = new Set<unknown>();
     globalThis.setTimeout = ((...args: Parameters<typeof setTimeout>) => {
@@ -172,7 +177,7 @@ gpuTest(
 );
 
 gpuTest(
-  "a worker that stops answering is told of, and none starts again",
+  "a worker that stops answering is reported, and no other starts",
   async (gpu) => {
     const other = likeNvidia(gpu), how = { patienceMs: 10 };
     await withWorkers(Forgetful, async () => {
@@ -317,22 +322,12 @@ gpuTest("workers open no GL, and none start where they would", async (gpu) => {
 gpuTest("a worker that never answers is not waited for", async (gpu) => {
   const all = [3, 2, 1].map((n) => shader(`waiting ${n}`, n));
   const other = Object.create(gpu);
-  const { Worker } = globalThis;
-  let terminated = 0;
-  globalThis.Worker = class extends EventTarget {
-    postMessage() {}
-    terminate() {
-      terminated++;
-    }
-  } as unknown as typeof Worker;
-  try {
+  const ended = await withWorkers(Silent, async () => {
     const { value, reason } = await inWorkers(other, all, { patienceMs: 10 });
     assertEquals(value, "one thread");
     assertEquals(reason, "a worker failed: no answer in 0.01 s");
-  } finally {
-    globalThis.Worker = Worker;
-  }
-  assertEquals(terminated, 2);
+  });
+  assertEquals(ended.map(({ terminated }) => terminated), [true, true]);
   for (const one of all) assert(isCompiled(other, one), one.label);
 });
 
