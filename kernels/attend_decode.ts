@@ -12,6 +12,7 @@ import {
   ROUNDED_BLOCK,
 } from "../lib/dispatch/shapes.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
+import { type CpuTensor, toF32 } from "../lib/formats/tensor.ts";
 import type { Grid } from "../lib/webgpu/kernel.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import {
@@ -30,8 +31,10 @@ import {
 } from "./attention_case.ts";
 import {
   type Buffers,
+  type CaseRandom,
   EPS,
   type Expected,
+  HALF_ROUNDED,
   type Result,
   room,
   SUM,
@@ -182,6 +185,10 @@ interface DecodeCase extends AttentionCase {
   merge?: boolean;
   /** Whether the row is rounded for the next kernel; skipped where that would not be done. */
   leaves?: boolean;
+  /** Parts that qkv is left in, to be added up. */
+  parts?: number;
+  /** Whether the result is in f16; skipped where splits are merged and the kernel cannot. */
+  half?: boolean;
   /** Format and rows of o_proj, if the kernel multiplies by it; skipped where lanes cannot. */
   project?: readonly [format: string, n: number];
 }
@@ -210,19 +217,20 @@ const BATCH_STEP = {
 
 /** What attention that multiplies nothing leaves in `y`, and in `left`. */
 function ownResults(
-  { headDim, splits, merge, leaves }: DecodeCase,
+  { headDim, splits, merge, leaves, half }: DecodeCase,
   attended: Expected,
 ): Result[] {
   const size = attended.values.length;
-  const own = ({ y }: Buffers) => Array.from(y).slice(0, size);
+  const own = ({ y, halfY = y }: Buffers) => Array.from(halfY).slice(0, size);
+  const apart = splits > 1 && !merge; // merged by another kernel
   return [
     {
-      of: ({ y, state }) =>
-        splits > 1 && !merge
+      of: ({ y, state, ...more }) =>
+        apart
           ? merged(Array.from(y).slice(size), state, headDim, splits).values
-          : own({ y }),
+          : own({ y, ...more }),
       ...attended,
-      tolerance: SUM,
+      tolerance: half && !apart ? HALF_ROUNDED : SUM,
     },
     ...(leaves
       ? [{
@@ -233,6 +241,21 @@ function ownResults(
       }]
       : []),
   ];
+}
+
+/** Random parts of a tensor, which add up to it. */
+function inParts(
+  whole: CpuTensor,
+  parts: number,
+  random: CaseRandom,
+): CpuTensor {
+  const { length } = whole.data, sum = toF32(whole);
+  const { data, ...all } = random.tensor("f32", [parts, ...whole.shape]);
+  for (let i = 0; i < length; i++) {
+    data[i] = sum[i];
+    for (let s = 1; s < parts; s++) data[i] -= data[s * length + i];
+  }
+  return { ...all, data };
 }
 
 /** Throws if the kernel cannot do what LEAVES or PROJECT ask for. */
@@ -273,6 +296,10 @@ function requireRow(c: Constants, m: number, kvHeads: number): void {
  * (heads.ts). The last workgroup of a head to count itself there merges them (MERGE 1), or
  * merge_splits.ts does, which finds the number of splits in `state[1]`.
  *
+ * `qkv` may be QKV_SPLITS parts, which a gemm that split k has left to be added up.
+ * With HALF_Y, the result is also for a matmul in f16, and is in `halfY` instead of `y`: as
+ * values were cached in f16, they and their averages fit.
+ *
  * With PROJECT, it multiplies the result by o_proj too; see attend_project.ts.
  *
  * The kernel has few workgroups and leaves memory idle, so FETCHERS extra workgroups read
@@ -280,14 +307,16 @@ function requireRow(c: Constants, m: number, kvHeads: number): void {
  */
 export const attendDecode = defineKernel<DecodeCase>({
   name: "attendDecode",
-  buffers: ({ VEC, FETCHERS, HEAD_DIM, CACHE, LEAVES, PROJECT }) => {
+  buffers: (
+    { VEC, FETCHERS, HEAD_DIM, CACHE, LEAVES, PROJECT, QKV_SPLITS, HALF_Y },
+  ) => {
     const view = VEC === 4 ? "vec4" : "scalar";
     // Units of 16 bytes if half a head is a whole number of them.
     const cache = CACHE === "q8_0"
       ? "any as quad"
       : `headDim as ${Number(HEAD_DIM) % 16 === 0 ? "unit" : view}`;
     return {
-      qkv: `m width as ${view}`,
+      qkv: `${QKV_SPLITS ? "qkvSplits " : ""}m width as ${view}`,
       qNorm: `headDim as ${view}`,
       kNorm: `headDim as ${view}`,
       positions: `rows headDim as ${view}`,
@@ -301,6 +330,7 @@ export const attendDecode = defineKernel<DecodeCase>({
           pieces: "inout any as atomic",
         }
         : { y: `inout any as ${view}` }),
+      ...(HALF_Y ? { halfY: "out any as vec4" } : {}),
       state: "inout any as atomic",
       ...(LEAVES ? { left: "out any as quad" } : {}),
       ...(FETCHERS ? { next: "any as unit", after: "any as unit" } : {}),
@@ -323,6 +353,8 @@ export const attendDecode = defineKernel<DecodeCase>({
     BATCH: 4,
     FETCHERS: 0,
     AHEAD: 0,
+    QKV_SPLITS: 0,
+    HALF_Y: 0,
     CACHE: "float",
     ...NOT_PAGED,
   },
@@ -523,7 +555,8 @@ fn finish(at: u32, value: E, own: bool) {
     let made = round_four(value);
     if (own) { left_put(at, made); }
   }
-  if (own) { y_put(at, value); }
+  @if HALF_Y { if (own) { halfY_put(at, value); } }
+  @else { if (own) { y_put(at, value); } }
 }
 }
 
@@ -573,6 +606,11 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       let at = row * (u.width / VEC) + head * WIDTH + i;
       x[2 * (r * NORM_PAIRS + p)] = qkv_at(at);
       x[2 * (r * NORM_PAIRS + p) + 1] = qkv_at(at + HALF);
+      @unroll for (var s = 1; s < QKV_SPLITS; s++) {
+        let more = at + s * u.m * (u.width / VEC);
+        x[2 * (r * NORM_PAIRS + p)] += qkv_at(more);
+        x[2 * (r * NORM_PAIRS + p) + 1] += qkv_at(more + HALF);
+      }
       gain[2 * (r * NORM_PAIRS + p)] = select(kNorm_at(i), qNorm_at(i), n < GROUP);
       gain[2 * (r * NORM_PAIRS + p) + 1] = select(kNorm_at(i + HALF), qNorm_at(i + HALF), n < GROUP);
     }
@@ -882,6 +920,12 @@ ${ADD_PARTS}
       ...{ ...HALF_STEP, layout: "short", splits: 1 },
       ...{ project: ["q4_k", 80], leaves: true },
     },
+    ...(["short", "middle", "long"] as const).map((layout, i): DecodeCase => ({
+      ...{ ...BATCH_STEP, cache: "f16", layout, splits: 1 + i % 2 },
+      ...{ merge: i === 1, half: true, parts: 2 + i },
+    })),
+    { ...ODD_STEP, layout: "short", splits: 1, parts: 3 },
+    { ...HALF_STEP, layout: "long", splits: 2, half: true },
     // A batch whose sequences have different lengths.
     { ...BATCH_STEP, layout: "short", splits: 2 },
     { ...BATCH_STEP, layout: "short", splits: 2, merge: true },
@@ -894,7 +938,8 @@ ${ADD_PARTS}
   ],
   makeCase(given, { device, random, reference }) {
     const { heads, kvHeads, headDim, layout, splits, merge = false } = given;
-    const { leaves = false, project } = given, k = heads * headDim;
+    const { leaves = false, project, parts = 0, half } = given;
+    const k = heads * headDim;
     const sizes = sizesOf(given), { rows } = sizes, group = heads / kvHeads;
     const choices = chooseDecodeAttention({
       ...{ headDim, group, rows, cache: given.cache },
@@ -925,9 +970,12 @@ ${ADD_PARTS}
       what: `${attentionText(given)}, laid out for a ${layout} context` +
         (splits > 1 ? `, in ${splits} splits` : "") +
         (merge ? ", merged" : "") + (leaves ? ", rounded" : "") +
+        (parts ? `, qkv in ${parts} parts` : "") + (half ? ", as f16" : "") +
         (project ? `, multiplied by ${project[0]} [${project[1]}, ${k}]` : ""),
       operands: {
         ...inputs,
+        ...(parts ? { qkv: inParts(inputs.qkv, parts, random) } : {}),
+        ...(half ? { halfY: random.tensor("f16", [rows, k], 0, NaN) } : {}),
         positions: positionsTensor(given.lengths, inputs.angles),
         y: room([rows * (1 + splits), k]),
         state: stateTensor(rows, heads),
@@ -940,6 +988,8 @@ ${ADD_PARTS}
         ...ahead,
         MERGE: merge || leaves && !project ? 1 : 0,
         LEAVES: leaves ? 1 : 0,
+        QKV_SPLITS: parts,
+        HALF_Y: half ? 1 : 0,
         PROJECT: projected?.PROJECT ?? 0,
       },
       uniforms: { firstSequence: 0, eps: EPS, scale: headDim ** -0.5 },

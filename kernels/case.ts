@@ -189,6 +189,8 @@ export const SUM = 1e-5;
 export const HALF_SUM = 1e-2;
 /** Tolerance of sums by rows that are rounded to 15 bits: the error is about a tenth of it. */
 export const INTEGER_SUM = 3e-4;
+/** Tolerance of results that are rounded to f16, which keeps 11 bits. */
+export const HALF_ROUNDED = 2 ** -11;
 /** Tolerance of attention in f16 and of values in an f16 cache. */
 export const HALF_ATTENTION = 4e-3;
 

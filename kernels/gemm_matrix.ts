@@ -6,14 +6,26 @@ import {
 } from "../lib/dispatch/limits.ts";
 import {
   chooseMatrices,
+  LARGEST_HALF,
   MATRIX,
   MATRIX_LANES,
   matrixTileBytes,
 } from "../lib/dispatch/matrices.ts";
-import { f16ToF32, f32ToF16Bits } from "../lib/dtype.ts";
+import { f16ToF32, f32Bits, f32ToF16Bits } from "../lib/dtype.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
 import { matrixToF32, toF32 } from "../lib/formats/tensor.ts";
-import { BLOCKS, FLOATS, room, SUM } from "./case.ts";
+import {
+  BLOCKS,
+  EPS,
+  type Expected,
+  FLOATS,
+  HALF_ROUNDED,
+  type Result,
+  room,
+  rowSums,
+  SUM,
+  u32Tensor,
+} from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
 import { BEFORE, type LinearCase, linearText } from "./linear_case.ts";
@@ -59,12 +71,14 @@ const loadB = /* wgsl */ `
 
 const storeA = /* wgsl */ `
   let row = item / (BK / 8u);
-  tile[stage + row / 16u][row % 16u * STRIDE + item % (BK / 8u)] = next_a[l];`;
+  let at = item % (BK / 8u);
+  tile[stage + at / SLICE * SLICE_BLOCKS + row / 16u][row % 16u * STRIDE + at % SLICE] = next_a[l];`;
 
 const storeB = /* wgsl */ `
   let column = item / (BK / WIDE);
-  let block = stage + BM / 16u + column / 16u;
-  let at = column % 16u * STRIDE + item % (BK / WIDE) * (WIDE / 8u);
+  let begin = item % (BK / WIDE) * (WIDE / 8u);
+  let block = stage + begin / SLICE * SLICE_BLOCKS + BM / 16u + column / 16u;
+  let at = column % 16u * STRIDE + begin % SLICE;
   @unroll for (var e = 0; e < WIDE / 8; e++) {
     @if B_VIEW != "unit" || B_DTYPE == "f16" { tile[block][at + e] = next_b[l]; }
     @else {
@@ -79,7 +93,7 @@ const store = `${perItem("A", storeA)}\n${perItem("B", storeB)}`;
 // The index of a block depends on the subgroup, offsets within it are constants: so the
 // compiler's check of bounds is one minimum, and strides stay constants.
 const multiply = /* wgsl */ `
-  @unroll for (var kk = 0; kk < BK / 16; kk++) {
+  @unroll for (var kk = 0; kk < SLICE / 2; kk++) {
     @split var left: array<Left, FM>;
     @unroll for (var i = 0; i < FM; i++) {
       left[i] = subgroupMatrixLoad<Left, row_major>(&tile[stage + my_rows + i], kk * 2u, STRIDE);
@@ -99,6 +113,7 @@ const multiply = /* wgsl */ `
 const finish = /* wgsl */ `
   let columns = u.n / COLUMNS_PER_OUTPUT;
   let own = subgroup * OUT;
+  let others = SM * SN * OUT; // from one slice's sums to the next one's
   @unroll for (var i = 0; i < FM; i++) {
     @unroll for (var p = 0; p < FN / OUT; p++) {
       workgroupBarrier();
@@ -106,26 +121,59 @@ const finish = /* wgsl */ `
         subgroupMatrixStore<row_major>(&tile[own + f], 0u, acc[i * FN + p * OUT + f], STRIDE);
       }
       workgroupBarrier();
-      for (var e = 0u; e < 16u * FOURS; e += LANES) {
-        let r = (e + lane) / FOURS;
-        let x = (e + lane) % FOURS;
-        let row = first_row + (subgroup / SN) * (BM / SM) + i * 16u + r;
+      for (var e = 0u; e < 16u * FOURS; e += SK * LANES) {
+        let four = min(e + slice * LANES + lane, 16u * FOURS - 1u);
+        let r = four / FOURS;
+        let x = four % FOURS;
+        let row = first_row + (place / SN) * (BM / SM) + i * 16u + r;
         let column = first_column +
-          ((subgroup % SN) * (BN / SN) + p * OUT * 16u) / COLUMNS_PER_OUTPUT + x * 4u;
+          ((place % SN) * (BN / SN) + p * OUT * 16u) / COLUMNS_PER_OUTPUT + x * 4u;
         let at = r * STRIDE + x % 4u;
         @if EPILOGUE == "swiglu" {
-          var gate = bitcast<vec4f>(tile[own + x / 4u * 2u][at]);
-          var value = bitcast<vec4f>(tile[own + x / 4u * 2u + 1u][at]);
-        } @else { var value = bitcast<vec4f>(tile[own + x / 4u][at]); }
-        @if SCALED { value *= scales[min(row, u.m - 1u)]; }
+          let block = place * OUT + x / 4u * 2u;
+          var gate = bitcast<vec4f>(tile[block][at]);
+          var value = bitcast<vec4f>(tile[block + 1u][at]);
+          @unroll for (var q = 1; q < SK; q++) {
+            gate += bitcast<vec4f>(tile[block + q * others][at]);
+            value += bitcast<vec4f>(tile[block + q * others + 1u][at]);
+          }
+        } @else {
+          let block = place * OUT + x / 4u;
+          var value = bitcast<vec4f>(tile[block][at]);
+          @unroll for (var q = 1; q < SK; q++) { value += bitcast<vec4f>(tile[block + q * others][at]); }
+        }
+        @if NORM { let scale = factors[row - first_row]; }
+        @else { @if SCALED { let scale = scales[min(row, u.m - 1u)]; } @else { let scale = f32(ROW_UNIT); } }
+        value *= scale;
         @if EPILOGUE == "swiglu" {
-          @if SCALED { gate *= scales[min(row, u.m - 1u)]; }
+          gate *= scale;
           value *= gate / (1.0 + exp(-gate));
         }
         let to = split * u.m * u.stride + row * u.stride + u.column + column;
-        let left = select(0u, remaining(column, columns), row < u.m);
+        let inside = row < u.m && e + slice * LANES + lane < 16u * FOURS;
+        let left = select(0u, remaining(column, columns), inside);
         @if EPILOGUE == "add" { value += c_span(to, left); }
-        c_store(to, left, value);
+        @if RESULT_UNIT {
+          @if EPILOGUE == "add" {
+            squared_parts[tid] = dot(value, value);
+            workgroupBarrier();
+            if (left > 0u && x % 4u == 0u) {
+              squares[row * (columns / 16u) + column / 16u] =
+                squared_parts[tid] + squared_parts[tid + 1u] + squared_parts[tid + 2u] + squared_parts[tid + 3u];
+            }
+            @if 16 * FOURS > SK * LANES { workgroupBarrier(); }
+            let made = value * nextNorm_span(column, left) / f32(RESULT_UNIT);
+            nextRows_store(to, left, made);
+          } @else {
+            let made = value / f32(RESULT_UNIT);
+            c_store(to, left, made);
+          }
+          if (left > 0u && !all(abs(made) <= vec4f(${LARGEST_HALF}.0))) {
+            flags[0] = 1u;
+            flags[2] = 1u;
+          }
+        }
+        @if RESULT_UNIT == 0 || EPILOGUE == "add" { c_store(to, left, value); }
       }
     }
   }`;
@@ -135,9 +183,12 @@ export const MATRIX_TILE = /* wgsl */ `
 alias Left = subgroup_matrix_left<f16, 16, 16>;
 alias Right = subgroup_matrix_right<f16, 16, 16>;
 alias Sum = subgroup_matrix_result<f32, 16, 16>;
-// Blocks of 16 rows of a, then of 16 columns of b, BK halves of each and 8 of padding, which
-// spreads the rows of a block over all banks.
+// For each slice of k, blocks of 16 rows of a, then of 16 columns of b, BK / SK halves of each
+// and 8 of padding, which spreads the rows of a block over all banks.
 var<workgroup> tile: array<array<vec4u, 16u * STRIDE>, BLOCKS * STAGES>;
+
+@if NORM || RESULT_UNIT { var<workgroup> squared_parts: array<f32, THREADS>; }
+@if NORM { var<workgroup> factors: array<f32, BM>; }
 
 fn remaining(begin: u32, size: u32) -> u32 { return size - min(begin, size); }
 
@@ -171,8 +222,11 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     let first_held = 0u;
   }
   let first_column = wg.y * (BN / COLUMNS_PER_OUTPUT);
-  let my_rows = (subgroup / SN) * FM;
-  let my_columns = BM / 16u + (subgroup % SN) * FN;
+  // Subgroups share the sums of a tile, and SK of them the products of a sum.
+  let place = subgroup % (SM * SN);
+  let slice = subgroup / (SM * SN);
+  let my_rows = slice * SLICE_BLOCKS + (place / SN) * FM;
+  let my_columns = slice * SLICE_BLOCKS + BM / 16u + (place % SN) * FN;
   let k_split = (u.k + SPLITS * BK - 1u) / (SPLITS * BK) * BK;
   let k_begin = split * k_split;
   let k_end = min(u.k, k_begin + k_split);
@@ -186,9 +240,28 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   ${perItem("B", beginB)}
   var stage = 0u;
   var k0 = min(k_begin, k_last); // a split may have no tile
+  @if NORM {
+    @split var parts: array<f32, NORM_LOADS>;
+    let norm_row = min(first_row + tid % BM, u.m - 1u) * u.parts;
+    @unroll for (var l = 0; l < NORM_LOADS; l++) {
+      parts[l] = normSquares[norm_row + min(tid / BM + l * (THREADS / BM), u.parts - 1u)];
+    }
+  }
   ${load}
+  @if NORM {
+    var squared = 0.0;
+    @unroll for (var l = 0; l < NORM_LOADS; l++) {
+      squared += select(0.0, parts[l], tid / BM + l * (THREADS / BM) < u.parts);
+    }
+    squared_parts[tid] = squared;
+  }
   ${store}
   workgroupBarrier();
+  @if NORM { if (tid < BM) {
+    var squared = 0.0;
+    @unroll for (var part = 0; part < THREADS / BM; part++) { squared += squared_parts[part * BM + tid]; }
+    factors[tid] = f32(ROW_UNIT) * inverseSqrt(squared / f32(u.k) + bitcast<f32>(EPS));
+  } }
   // Without branches, which cost more than fetching the last tile again.
   for (var at = k_begin; at < k_end; at += BK) {
     k0 = min(at + BK, k_last);
@@ -208,10 +281,15 @@ export const matrixConstants = {
   BK: 32,
   SM: 2,
   SN: 2,
+  SK: 1,
   STAGES: 2,
   BAND: 16,
   EPILOGUE: "store",
   SCALED: 0,
+  NORM: 0,
+  EPS: 0, // the bits of an f32
+  ROW_UNIT: 1,
+  RESULT_UNIT: 0,
   SPLITS: 1,
   C_FOURS: 1,
   F16: 1,
@@ -233,23 +311,25 @@ function storedAtOnce(
 /** Derives the remaining constants of a tile. */
 export function deriveMatrix(
   c: Readonly<Record<string, number | string>>,
-  { k }: Readonly<Record<string, number>>,
+  { k, parts = 0 }: Readonly<Record<string, number>>,
 ) {
-  const [BM, BN, BK, SM, SN, STAGES] = ["BM", "BN", "BK", "SM", "SN", "STAGES"]
-    .map((name) => Number(c[name]));
+  const [BM, BN, BK] = [c.BM, c.BN, c.BK].map(Number);
+  const [SM, SN, SK, STAGES] = [c.SM, c.SN, c.SK, c.STAGES].map(Number);
   const swiglu = c.EPILOGUE === "swiglu", byUnit = c.B_VIEW === "unit";
   const FM = BM / SM / MATRIX, FN = BN / SN / MATRIX;
   const unit = byUnit ? Number(c.B_UNIT) : 8, wide = Math.max(8, unit);
-  const THREADS = SM * SN * MATRIX_LANES, BLOCKS = (BM + BN) / MATRIX;
-  const OUT = storedAtOnce(FN, BLOCKS * STAGES / (SM * SN), swiglu);
+  const THREADS = SM * SN * SK * MATRIX_LANES;
+  const SLICE = BK / SK / 8, SLICE_BLOCKS = (BM + BN) / MATRIX;
+  const OUT = storedAtOnce(FN, SLICE_BLOCKS * STAGES / (SM * SN), swiglu);
   if (c.A_DTYPE !== "f16") {
     throw new Error(
       `Cannot multiply ${c.A_DTYPE} by tensor cores: it must be f16`,
     );
   }
-  if (![FM, FN].every(Number.isInteger) || swiglu && OUT % 2 || BK % wide) {
+  const whole = [FM, FN, SLICE / 2].every(Number.isInteger);
+  if (!whole || swiglu && OUT % 2 || BK / SK % wide) {
     throw new Error(
-      `Cannot multiply in tiles of ${BM} × ${BN} × ${BK} by ${SM} × ${SN} subgroups: each must have whole matrices of 16 × 16${
+      `Cannot multiply in tiles of ${BM} × ${BN} × ${BK} by ${SM} × ${SN} × ${SK} subgroups: each must have whole matrices of 16 × 16${
         swiglu ? ", an even number in a row," : ""
       } and whole loads of ${wide}`,
     );
@@ -258,12 +338,15 @@ export function deriveMatrix(
   return {
     THREADS,
     LANES: MATRIX_LANES,
-    BLOCKS,
-    STRIDE: BK / 8 + 1,
+    BLOCKS: SK * SLICE_BLOCKS,
+    SLICE_BLOCKS,
+    SLICE,
+    STRIDE: SLICE + 1,
     FM,
     FN,
     OUT,
     FOURS: (swiglu ? 2 : 4) * OUT,
+    NORM_LOADS: Math.ceil(parts * BM / THREADS),
     A_ITEMS: aItems,
     A_LOADS: Math.ceil(aItems / THREADS),
     WIDE: wide,
@@ -278,14 +361,14 @@ export function deriveMatrix(
 /** What a tile needs. */
 export function matrixNeeds(
   { swiglu, m, format }: LinearTarget,
-  { BM, BN, BK, SM, SN, STAGES }: Candidate,
+  { BM, BN, BK, SM, SN, SK = 1, STAGES }: Candidate,
 ): Needs {
-  const [unit] = format.loads, threads = SM * SN * MATRIX_LANES;
+  const [unit] = format.loads, threads = SM * SN * SK * MATRIX_LANES;
   const [FM, FN] = [BM / SM / MATRIX, BN / SN / MATRIX];
   const room = (BM + BN) / MATRIX * STAGES / (SM * SN);
   return {
     threads,
-    bytes: matrixTileBytes({ BM, BN, BK, STAGES }),
+    bytes: matrixTileBytes({ BM, BN, BK, SK, STAGES }),
     problem: BK % 32 || BK % unit
       ? `BK is ${BK}, must be a multiple of ${Math.max(32, unit)}`
       : ![FM, FN].every(Number.isInteger) || !isPowerOf2(threads)
@@ -303,7 +386,16 @@ export function matrixNeeds(
 }
 
 /** `a · bᵀ` with a in f16. */
-type MatrixCase = LinearCase;
+interface MatrixCase extends LinearCase {
+  /** What `a` is counted in, if not by scales. */
+  rowUnit?: number;
+  /** Whether `a` is also to be normed, by a factor per row. */
+  normed?: boolean;
+  /** What results are counted in, as f16. */
+  resultUnit?: number;
+  /** Whether some do not fit. */
+  overflows?: boolean;
+}
 
 /**
  * Many rows times a matrix, by tensor cores: `c = a · bᵀ`, one BM × BN tile per workgroup,
@@ -312,10 +404,18 @@ type MatrixCase = LinearCase;
  * scaled by rows into its range (to_f16.ts), and b becomes f16 on its way into workgroup
  * memory, whatever its format; products are exact and summed in f32.
  *
+ * With SK, as many subgroups share the products of each sum, and add up theirs at the end: a few
+ * rows have few tiles, and so more loads in flight for each.
+ *
  * The next tile is fetched into registers while this one is multiplied. STAGES 2 keeps two
  * in workgroup memory: one barrier per tile instead of two, and less room for others.
  * Tiles of BAND rows run first for all columns, so that b is read from memory once per
  * band. EPILOGUE and SPLITS: see gemm.ts.
+ *
+ * Instead of scales, all rows of `a` can be counted in units of ROW_UNIT, and be normed but for
+ * the factor (NORM), which follows from sums of squares. Such rows are the results of this
+ * kernel with RESULT_UNIT: those of SwiGLU instead of f32, those that are added to a residual
+ * beside it. What does not fit raises the cache's flags, as sums in fixed point do (pending.ts).
  *
  * What limits it, for 128 × 128 × 32 by 2 × 2 subgroups: each loads 8 KiB from workgroup
  * memory for 64 × 64 × 32 products, so a multiprocessor's 128 bytes per cycle take 256
@@ -327,10 +427,18 @@ type MatrixCase = LinearCase;
  */
 export const gemmMatrix = defineKernel<MatrixCase>({
   name: "gemmMatrix",
-  buffers: ({ SCALED, SPLITS, C_FOURS }) => ({
+  buffers: ({ SCALED, NORM, SPLITS, C_FOURS, RESULT_UNIT, EPILOGUE }) => ({
     a: "m k as unit",
     b: "n k as unit",
-    ...(SCALED ? { scales: "m" } : {}),
+    ...(NORM ? { normSquares: "m parts" } : SCALED ? { scales: "m" } : {}),
+    ...(RESULT_UNIT ? { flags: "inout any as raw" } : {}),
+    ...(RESULT_UNIT && EPILOGUE === "add"
+      ? {
+        nextNorm: "n as vec4",
+        nextRows: "out m n as vec4",
+        squares: "out any",
+      }
+      : {}),
     c: `inout ${SPLITS === 1 ? "m" : "any"} any as ${
       C_FOURS ? "span" : "scalar"
     }`,
@@ -373,43 +481,137 @@ export const gemmMatrix = defineKernel<MatrixCase>({
     { m: 13, n: 74, k: 152, w: "bf16", epilogue: "add" },
     { m: 16, n: 74, k: 512, w: "q4_k", epilogue: "swiglu" },
     { m: 20, n: 37, k: 512, w: "q6_k" },
+    { m: 13, n: 80, k: 152, w: "bf16", epilogue: "swiglu", resultUnit: 16 },
+    { m: 13, n: 80, k: 152, w: "bf16", epilogue: "add", resultUnit: 16 },
+    {
+      m: 41,
+      n: 80,
+      k: 152,
+      w: "bf16",
+      epilogue: "add",
+      rowUnit: 1,
+      resultUnit: 16,
+    },
+    { m: 16, n: 74, k: 1024, w: "bf16", epilogue: "add", rowUnit: 4 },
+    { m: 11, n: 80, k: 152, w: "bf16", rowUnit: 16, normed: true },
+    { m: 41, n: 80, k: 152, w: "f16", rowUnit: 16 },
+    {
+      m: 41,
+      n: 80,
+      k: 152,
+      w: "f16",
+      rowUnit: 65536,
+      resultUnit: 1,
+      overflows: true,
+    },
   ],
   makeCase(given, { device, random, reference }) {
     const { m, n, k, w: dtype, epilogue = "store" } = given;
+    const { rowUnit, normed, resultUnit, overflows } = given;
     const swiglu = epilogue === "swiglu", width = swiglu ? n / 2 : n;
     const format = formatNamed(dtype), largest = 1;
     const shape = { m, n, k, format, norm: false, swiglu, largest };
     const choice = chooseMatrices(shape, device);
     if (typeof choice !== "object" || !device.f16) return undefined;
-    const { constants, headroom, splits } = choice;
-    const a = random.tensor("f16", [m, k], headroom);
+    const { headroom } = choice, whole = rowUnit ?? resultUnit; // is k
+    const { splits, constants } = whole
+      ? { splits: 1, constants: { ...choice.constants, SPLITS: 1 } }
+      : choice;
+    const a = random.tensor("f16", [m, k], rowUnit ? 8 : headroom);
     const b = random.matrix(dtype, [n, k], largest);
     const scales = random.tensor("f32", [m], 2 ** -14, 2 ** -13);
+    if (rowUnit) scales.data.fill(rowUnit);
+    const normSquares = random.tensor("f32", [m, 7], 1, 2);
+    if (normed) {
+      rowSums("x", 7)({ x: toF32(normSquares) }).forEach((sum, row) => {
+        scales.data[row] *= 1 / Math.sqrt(sum / k + EPS);
+      });
+    }
+    const rounds = resultUnit !== undefined && epilogue !== "add";
     const c = splits > 1
       ? room([splits * m, n])
+      : rounds
+      ? random.tensor("f16", [m, width], 0, NaN)
       : room([m, width], epilogue === "add" ? BEFORE : NaN);
+    const nextNorm = random.tensor("bf16", [n], 0.5, 1);
     return {
-      what: linearText(given) + ", by tensor cores" +
-        (splits > 1 ? `, k in ${splits} splits` : ""),
-      operands: { a, b, scales, c },
-      constants: { ...constants, EPILOGUE: epilogue },
+      what: caseText(given, splits),
+      operands: {
+        ...{ a, b, scales, c, normSquares, nextNorm },
+        flags: u32Tensor([4], new Uint32Array(4)),
+        nextRows: random.tensor("f16", [m, n], 0, NaN),
+        squares: room([m, Math.ceil(n / 16)]),
+      },
+      constants: {
+        ...constants,
+        EPILOGUE: epilogue,
+        ...(normed ? { NORM: 1, EPS: f32Bits(EPS) } : {}),
+        ...(rowUnit ? { SCALED: 0, ROW_UNIT: rowUnit } : {}),
+        ...(resultUnit ? { RESULT_UNIT: resultUnit } : {}),
+      },
       uniforms: { stride: width, column: 0 },
       expected: () => {
+        const raised = overflows ? [1, 0, 1, 0] : [0, 0, 0, 0];
+        const flags = { of: "flags", values: Float64Array.from(raised) };
+        const told = resultUnit ? [{ ...flags, tolerance: 0 }] : [];
+        if (overflows) return told;
         const rows = toF32(a), { data } = scales;
         rows.forEach((v, i) => rows[i] = v * data[Math.floor(i / k)]);
         const w = matrixToF32(b).map((v) => f16ToF32(f32ToF16Bits(v)));
         const product = reference.linear(rows, w, { m, n, k });
-        return [{
-          of: ({ c }) =>
-            Float64Array.from({ length: m * width }, (_, i) => {
-              let sum = 0;
-              for (let s = 0; s < splits; s++) sum += c[s * m * width + i];
-              return sum;
-            }),
-          ...reference.epilogue(epilogue, product, n, BEFORE),
-          tolerance: SUM,
-        }];
+        const result = reference.epilogue(epilogue, product, n, BEFORE);
+        const left = resultUnit && !rounds
+          ? leftFor(result, toF32(nextNorm), { n, unit: resultUnit })
+          : [];
+        return [
+          {
+            of: ({ c }) =>
+              Float64Array.from({ length: m * width }, (_, i) => {
+                let sum = 0;
+                for (let s = 0; s < splits; s++) sum += c[s * m * width + i];
+                return sum * (rounds ? resultUnit : 1);
+              }),
+            ...result,
+            tolerance: rounds ? HALF_ROUNDED : SUM,
+          },
+          ...told,
+          ...left,
+        ];
       },
     };
   },
 });
+
+function caseText(given: MatrixCase, splits: number): string {
+  const { rowUnit, normed, resultUnit, overflows } = given;
+  return linearText(given) + ", by tensor cores" +
+    (splits > 1 ? `, k in ${splits} splits` : "") +
+    (rowUnit ? `, in units of ${rowUnit}` : "") + (normed ? ", normed" : "") +
+    (resultUnit ? `, made f16 in units of ${resultUnit}` : "") +
+    (overflows ? ", which overflow" : "");
+}
+
+/** What the kernel leaves for a matmul that norms these rows. */
+function leftFor(
+  result: Expected,
+  norm: Float32Array,
+  { n, unit }: { n: number; unit: number },
+): Result[] {
+  const { values } = result;
+  const sizes = values.map((v, i) => Math.max(Math.abs(v), result.norms[i]));
+  const squared = (x: Float64Array) =>
+    rowSums("x", n)({ x: x.map((v) => v * v) });
+  return [
+    {
+      of: ({ nextRows }) => Array.from(nextRows, (v) => v * unit),
+      values: values.map((v, i) => v * norm[i % n]),
+      norms: sizes.map((v, i) => v * Math.abs(norm[i % n])),
+      tolerance: HALF_ROUNDED,
+    },
+    {
+      of: rowSums("squares", n / 16),
+      ...{ values: squared(values), norms: squared(sizes) },
+      tolerance: SUM,
+    },
+  ];
+}

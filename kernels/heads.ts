@@ -6,8 +6,9 @@
  *
  * - `state`: flags, then the bits of the maximum and the sum of each split of each head,
  *   then a counter per row and head, which is 0 between passes. `[0]` is set if the cache
- *   cannot hold a value, and with `[2]` if sums in fixed point cannot (pending.ts); `[1]` is
- *   the number of splits, `[3]` belongs to attend_decode.ts.
+ *   cannot hold a value, and with `[2]` if sums in fixed point (pending.ts), or rows that are left
+ *   in f16 (gemm_matrix.ts), cannot; `[1]` is the number of splits, `[3]` belongs to
+ *   attend_decode.ts.
  *   Flags and counters have cache lines of their own (bench/log.md, "Eight storage buffers").
  * - `positions`: the lengths of the sequences, padded to whole rows of headDim words, then
  *   the bits of the cosines and sines of each position.

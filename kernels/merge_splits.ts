@@ -4,7 +4,7 @@ import { toF32 } from "../lib/formats/tensor.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import { merged, stateTensor } from "./attention_case.ts";
-import { room, SUM } from "./case.ts";
+import { HALF_ROUNDED, room, SUM } from "./case.ts";
 import { defineKernel } from "./define.ts";
 import { splitAt, STATE } from "./heads.ts";
 import { bitsOf } from "./sample_case.ts";
@@ -14,6 +14,8 @@ interface MergeCase {
   heads: number;
   headDim: number;
   splits: number;
+  /** Whether the result is in f16. */
+  half?: boolean;
 }
 
 /**
@@ -21,17 +23,15 @@ interface MergeCase {
  * whose storage barrier does not reach beyond a workgroup, so that attend_decode.ts cannot
  * merge them itself. One workgroup per head. SLICES threads share an element, each with
  * BATCH splits in flight; the first loads are issued before the weights are known. The
- * results of the splits follow `y` in its buffer (attend_decode.ts).
+ * results of the splits follow `y` in its buffer. HALF_Y: see attend_decode.ts.
  */
 export const mergeSplits = defineKernel<MergeCase>({
   name: "mergeSplits",
-  buffers: ({ VEC }) => {
-    const view = VEC === 4 ? "vec4" : "scalar";
-    return {
-      state: "any",
-      y: `inout any as ${view}`,
-    };
-  },
+  buffers: ({ VEC, HALF_Y }) => ({
+    state: "any",
+    y: `inout any as ${VEC === 4 ? "vec4" : "scalar"}`,
+    ...(HALF_Y ? { halfY: "out any as vec4" } : {}),
+  }),
   // Heads of all rows.
   uniforms: { heads: "u32" },
   constants: {
@@ -40,6 +40,7 @@ export const mergeSplits = defineKernel<MergeCase>({
     WORKGROUP: 256,
     MOST: 64,
     BATCH: 4,
+    HALF_Y: 0,
     LOG_LANES: 5,
     SUBGROUPS: 0,
   },
@@ -125,7 +126,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     workgroupBarrier();
     if (tid < COLUMNS && begin + tid < WIDTH) {
       @unroll for (var r = 1; r < SLICES; r++) { acc += sums[r * COLUMNS + tid]; }
-      y_put(head * WIDTH + begin + tid, acc / total);
+      @if HALF_Y { halfY_put(head * WIDTH + begin + tid, acc / total); }
+      @else { y_put(head * WIDTH + begin + tid, acc / total); }
     }
     workgroupBarrier();
   }
@@ -133,9 +135,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   cases: [
     { m: 3, heads: 4, headDim: 128, splits: 2 },
     { m: 1, heads: 4, headDim: 128, splits: 64 },
+    { m: 2, heads: 4, headDim: 128, splits: 3, half: true },
     { m: 2, heads: 3, headDim: 6, splits: 5 },
   ],
-  makeCase({ m, heads, headDim, splits }, { device, random }) {
+  makeCase({ m, heads, headDim, splits, half }, { device, random }) {
     const all = m * heads, size = all * headDim;
     const partial = toF32(random.tensor("f32", [all * splits, headDim]));
     const y = room([m * (1 + splits), heads * headDim]);
@@ -149,21 +152,27 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       }
     }
     return {
-      what: `${splits} splits of [${m}, ${heads}, ${headDim}]`,
+      what: `${splits} splits of [${m}, ${heads}, ${headDim}]${
+        half ? ", as f16" : ""
+      }`,
       operands: {
         state,
         y,
+        ...(half
+          ? { halfY: random.tensor("f16", [m, heads * headDim], 0, NaN) }
+          : {}),
       },
       constants: {
+        HALF_Y: half ? 1 : 0,
         HEAD_DIM: headDim,
         VEC: headVector(headDim),
         ...laneConstants(device),
       },
       uniforms: { heads: all },
       expected: () => [{
-        of: ({ y }) => Array.from(y).slice(0, size),
+        of: ({ y, halfY = y }) => Array.from(halfY).slice(0, size),
         ...merged(partial, state.data, headDim, splits),
-        tolerance: SUM,
+        tolerance: half ? HALF_ROUNDED : SUM,
       }],
     };
   },

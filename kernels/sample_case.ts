@@ -4,6 +4,7 @@
  *
  * @module
  */
+export { f32Bits as bitsOf } from "../lib/dtype.ts";
 import type { CpuTensor } from "../lib/formats/tensor.ts";
 import { LOW } from "../lib/webgpu/wgsl.ts";
 import { type CaseRandom, type Reference, u32Tensor } from "./case.ts";
@@ -37,10 +38,6 @@ export function scoreOf(key: number): number {
   const bits = key >= 0x80000000 ? key & 0x7fffffff : ~key;
   return new Float32Array(Uint32Array.of(bits).buffer)[0];
 }
-
-/** The bits of an f32. */
-export const bitsOf = (value: number): number =>
-  new Uint32Array(Float32Array.of(value).buffer)[0];
 
 /** The f32 with these bits. */
 export const floatOf = (bits: number): number =>

@@ -1,6 +1,6 @@
 import { matrixToF32 } from "../lib/formats/tensor.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
-import { BLOCKS, FLOATS } from "./case.ts";
+import { BLOCKS, FLOATS, HALF_ROUNDED } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 /**
@@ -43,7 +43,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
           values,
           // Half a unit of f16's last place, or of its subnormal numbers.
           norms: values.map((v) => Math.abs(v) + 2 ** -14),
-          tolerance: 2 ** -11,
+          tolerance: HALF_ROUNDED,
         }];
       },
     };

@@ -17,6 +17,12 @@ export const elements = (shape: readonly number[]): number =>
 /** Scratch space for reading a number as f32, as f16 or as bits. */
 const scratch = new DataView(new ArrayBuffer(4));
 
+/** The bits of a number as f32. */
+export function f32Bits(value: number): number {
+  scratch.setFloat32(0, value);
+  return scratch.getUint32(0);
+}
+
 /** Converts bf16 bits to a number, exactly: bf16 is the upper half of an f32. */
 export function bf16ToF32(bits: number): number {
   scratch.setUint32(0, bits << 16);

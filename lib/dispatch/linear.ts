@@ -85,7 +85,7 @@ export function chooseLinear(
  */
 const suitsTensorCores = ({ m, n, k, format }: LinearShape): boolean =>
   m > FEW_ROWS ||
-  m > TENSOR_ROWS && m * n * k >= TENSOR_PRODUCTS && format.elements === 1;
+  m > TENSOR_ROWS && format.elements === 1 && n * k >= leastWeights(m);
 
 /** The most rows that a matrix is read for at once; tiles reuse it for more. */
 export const mostFew = (
@@ -110,8 +110,15 @@ const epilogueOf = ({ swiglu }: LinearShape): Epilogue =>
 const NARROW_ROWS = 2048;
 /** Minimum rows of w for a matrix to count as an LM head ("gemv constants"). */
 const TALL_ROWS = 32768;
-/** Rows above which tensor cores multiply, if there are so many products: 9 rows of an 8B. */
+/** Rows above which tensor cores multiply, if there are so many products: 17 rows of a 4B. */
 const TENSOR_ROWS = 8, TENSOR_PRODUCTS = 1.5e8;
+/** Up to so many rows, tensor cores multiply by matrices with at least so many elements. */
+const DEEP_ROWS = 16, DEEP_WEIGHTS = 2 ** 20;
+
+/** Elements of a matrix from which on tensor cores multiply a few rows by it. */
+const leastWeights = (m: number): number =>
+  m > DEEP_ROWS ? Math.ceil(TENSOR_PRODUCTS / m) : DEEP_WEIGHTS;
+
 /**
  * Maximum loads per lane for a row to count as short: all are in flight at once
  * ("o_proj with all its loads in flight").
@@ -659,7 +666,9 @@ function chooseTensorCores(
   const reasons = [
     shape.m > FEW_ROWS
       ? `${shape.m} rows: more than ${FEW_ROWS}, tiles reuse the matrix`
-      : `${shape.m} rows, ${TENSOR_PRODUCTS} products or more`,
+      : `${shape.m} rows by ${shape.n * shape.k} weights, ${
+        leastWeights(shape.m)
+      } or more`,
     "tensor cores multiply f16, rows scaled into range, and sum in f32",
   ];
   if (splits > 1) reasons.push(`${splits} splits of k to fill the GPU`);

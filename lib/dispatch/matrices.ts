@@ -24,18 +24,32 @@ export const LARGEST_HALF = 65504;
 /** What the rows of a are scaled to: twice as much is still in f16's range, sums are f32. */
 const HEADROOM = 2 ** 14;
 
+/**
+ * What rows are counted in that a matmul leaves in f16 for the next one, without knowing how
+ * large they get: those of real checkpoints can exceed 65,504, and what is below 16 · 2⁻¹⁴ loses
+ * digits, down to 5e-7.
+ */
+export const HALF_UNIT = 16;
+
+/** Storage buffers beside those of a matrix that gemmMatrix binds if it leaves rows in f16. */
+export const MATRIX_BUFFERS = 7;
+
 /** Maximum splits of k, and minimum k per split: summing them costs a dispatch. */
 const MOST_SPLITS_OF_K = 8, LEAST_K = 256;
 
 /** A tile: sums of a workgroup, their depth, and the subgroups that share them. */
 export type MatrixTile = Readonly<
-  Record<"BM" | "BN" | "BK" | "SM" | "SN" | "STAGES", number>
+  & Record<"BM" | "BN" | "BK" | "SM" | "SN" | "STAGES", number>
+  & {
+    /** Subgroups that share the products of a sum; 1 by default. */ SK?:
+      number;
+  }
 >;
 
 /** Bytes of workgroup memory that a tile takes. */
 export const matrixTileBytes = (
-  { BM, BN, BK, STAGES }: Pick<MatrixTile, "BM" | "BN" | "BK" | "STAGES">,
-): number => STAGES * (BM + BN) * (BK / 8 + 1) * 16;
+  { BM, BN, BK, SK = 1, STAGES }: Omit<MatrixTile, "SM" | "SN">,
+): number => STAGES * (BM + BN) * (BK / 8 + SK) * 16;
 
 /**
  * Tiles by how many rows there are ("Tensor cores through Dawn: f16 255 TFLOP/s"). With few
@@ -55,10 +69,18 @@ export const MATRIX_TILES = {
   some: { BM: 32, BN: 64, BK: 128, SM: 2, SN: 2, STAGES: 1 },
   /** … with SwiGLU. */
   someGated: { BM: 32, BN: 32, BK: 128, SM: 2, SN: 1, STAGES: 1 },
-  /** Up to 16 rows. */
+  /** Up to 16 rows, by splits of k. */
   few: { BM: 16, BN: 64, BK: 64, SM: 1, SN: 4, STAGES: 1 },
+  /** … of small matrices, whose splits would be summed for longer than this takes. */
+  deep: { BM: 16, BN: 32, BK: 256, SM: 1, SN: 2, SK: 4, STAGES: 1 },
+  /** … with so few rows of w that there are few tiles. */
+  deeper: { BM: 16, BN: 16, BK: 512, SM: 1, SN: 1, SK: 8, STAGES: 1 },
+  /** … if there is no room for that. */
+  deepNarrow: { BM: 16, BN: 16, BK: 256, SM: 1, SN: 1, SK: 4, STAGES: 1 },
   /** … with SwiGLU. */
-  fewGated: { BM: 16, BN: 32, BK: 64, SM: 1, SN: 1, STAGES: 1 },
+  deepGated: { BM: 16, BN: 64, BK: 256, SM: 1, SN: 2, SK: 4, STAGES: 1 },
+  /** … if there is no room for that. */
+  fewGated: { BM: 16, BN: 32, BK: 128, SM: 1, SN: 1, SK: 4, STAGES: 1 },
   /** If there is no room for that, and for 32 rows of an expert. Not measured. */
   narrow: { BM: 32, BN: 128, BK: 32, SM: 1, SN: 4, STAGES: 1 },
 } as const satisfies Record<string, MatrixTile>;
@@ -119,10 +141,10 @@ export function chooseMatrices(
   const tuned = m > FEW_ROWS // fewer were not timed
     ? device.tuned?.get(linearKey("gemmMatrix", shape, true))
     : undefined;
-  const { tiles, enough } = tilesFor(m, swiglu);
+  const { tiles, enough } = tilesFor(shape);
   const tile = fitting(tiles, format, tuned, device);
   if (typeof tile === "string") return tile;
-  const wanted = Math.floor(enough / tilesOf(m, n, tile));
+  const wanted = tile.SK ? 1 : Math.floor(enough / tilesOf(m, n, tile));
   const most = Math.min(MOST_SPLITS_OF_K, wanted, Math.floor(k / LEAST_K));
   const splits = swiglu ? 1 : Math.max(1, most);
   return {
@@ -138,16 +160,22 @@ export function chooseMatrices(
   };
 }
 
+/** Maximum elements of a matrix that a few rows are multiplied by without splits of k. */
+const MOST_DEEP = 2 ** 23;
+
+/** Rows of w up to which tiles of 16 of them are not too many. */
+const MOST_NARROW = 2048;
+
 /**
  * The tiles for `m` rows, the best first, and how many workgroups keep a large GPU busy with
  * them.
  */
 function tilesFor(
-  m: number,
-  swiglu: boolean,
+  { m, n, k, swiglu }: Pick<LinearShape, "m" | "n" | "k" | "swiglu">,
 ): { tiles: readonly MatrixTile[]; enough: number } {
   const { large, small, medium, mediumGated, some, someGated } = MATRIX_TILES;
-  const { few, fewGated, narrow } = MATRIX_TILES;
+  const { few, deep, deeper, deepNarrow, deepGated, fewGated, narrow } =
+    MATRIX_TILES;
   if (m > 64) return { tiles: [large, small], enough: 256 };
   if (m > 32) {
     return { tiles: [swiglu ? mediumGated : medium, small], enough: 128 };
@@ -155,7 +183,14 @@ function tilesFor(
   if (m > 16) {
     return { tiles: [swiglu ? someGated : some, narrow], enough: 128 };
   }
-  return { tiles: [swiglu ? fewGated : few], enough: 512 };
+  const tiles = swiglu
+    ? [deepGated, fewGated]
+    : n * k > MOST_DEEP
+    ? [few]
+    : n > MOST_NARROW
+    ? [deep, few]
+    : [deeper, deepNarrow];
+  return { tiles, enough: 512 };
 }
 
 /** The first of `tiles` that there is room for, or why there is none. */

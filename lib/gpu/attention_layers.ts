@@ -20,6 +20,7 @@ import {
   choosePrefillSplits,
   chooseProjection,
   headConstants,
+  leavesHalf,
   mostSplits,
   type PrefillSplits,
   type ProjectionChoice,
@@ -28,6 +29,7 @@ import { chooseMatrixAttention } from "../dispatch/matrices.ts";
 import { chooseAttentionDtype, headVector } from "../dispatch/precision.ts";
 import { type Operands, splitGrid } from "../webgpu/kernel.ts";
 import type { GpuKvCache } from "./kv_cache.ts";
+import type { LinearLayers } from "./linear_layers.ts";
 import type { StepState } from "../webgpu/plan.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 import { nextShape, type Recorder, type Unprojected } from "./recorder.ts";
@@ -47,15 +49,23 @@ const bytesOf = (matrices: readonly Matrix<Tensor>[]): number =>
 /** The arguments of attention in one layer. */
 interface Attend {
   qkv: Tensor;
+  /** What adds up to `qkv`, if a kernel is to do that. */
+  parts?: Tensor;
   qNorm: Matrix<Tensor>;
   kNorm: Matrix<Tensor>;
   cache: GpuKvCache;
   layer: number;
 }
 
+/** How many splits of qkv_proj attention adds up. */
+const splitsOf = ({ parts }: Attend): number => parts?.shape[0] ?? 0;
+
 /** Records attention: decode, also with the matmul of its result, and prefill. */
 export class AttentionLayers {
-  constructor(private readonly recorder: Recorder) {}
+  constructor(
+    private readonly recorder: Recorder,
+    private readonly linears: LinearLayers,
+  ) {}
 
   /** See {@linkcode Ops.attend}; `next` are the matrices that follow. */
   attend(
@@ -66,30 +76,35 @@ export class AttentionLayers {
     layer: number,
     next?: readonly Matrix<Tensor>[],
   ): Tensor {
-    this.recorder.recording.flags = cache.flags;
+    const { recording } = this.recorder;
+    recording.flags = cache.flags;
+    const unsummed = recording.unsummed.get(qkv.buffer);
+    recording.unsummed.delete(qkv.buffer);
     const step = { qkv, qNorm, kNorm, cache, layer };
-    return cache.pass.tokens === 1
-      ? this.#attendDecode(step, next)
-      : this.#attendPrefill(step);
+    if (cache.pass.tokens === 1) {
+      return this.#attendDecode({ ...step, parts: unsummed?.parts }, next);
+    }
+    unsummed?.sum();
+    return this.#attendPrefill(step);
   }
 
   /** The operands of the kernels that normalize and rotate heads. */
-  #headOperands({ qkv, qNorm, kNorm, cache, layer }: Attend) {
+  #headOperands({ qkv, parts = qkv, qNorm, kNorm, cache, layer }: Attend) {
     const { k, v } = cache.layers[layer], { positions, state } = cache;
-    return { qkv, qNorm, kNorm, k, v, positions, state };
+    return { qkv: parts, qNorm, kNorm, k, v, positions, state };
   }
 
   #attendDecode(step: Attend, next: readonly Matrix<Tensor>[] = []): Tensor {
     const { gpu, config, recording } = this.recorder;
-    const { qkv, cache, layer } = step;
+    const { qkv, parts, cache, layer } = step;
     const { headDim, numAttentionHeads, numKeyValueHeads } = config;
-    const heads = numAttentionHeads, group = heads / numKeyValueHeads;
-    const rows = qkv.shape[0], { first: firstSequence } = cache.pass;
+    const heads = numAttentionHeads, kvHeads = numKeyValueHeads;
+    const [rows] = qkv.shape, { first: firstSequence } = cache.pass;
     const label = `layers.${layer}.attention`;
     const splits = mostSplits(cache.context, rows);
     const width = heads * headDim, all = rows * (1 + splits);
     const [oProj, ...others] = next;
-    const kvHeads = numKeyValueHeads;
+    const group = heads / kvHeads;
     const shape = { headDim, group, kvHeads, rows, cache: cache.dtype };
     const choices = chooseDecodeAttention({
       ...shape,
@@ -99,10 +114,17 @@ export class AttentionLayers {
     const y = this.recorder.rows("attention", 1, all * width).view(all, width);
     recording.ahead.delete(y.buffer);
     const leaves = choices.every(({ leaves }) => leaves);
+    const half = this.#leaveHalf(step, y, oProj);
     const operands = {
       ...this.#headOperands(step),
       y,
       ...(leaves ? { left: this.recorder.leaveRounded(y, "attend") } : {}),
+      ...half,
+    };
+    const given = {
+      QKV_SPLITS: splitsOf(step),
+      HALF_Y: half ? 1 : 0,
+      ...cache.constants,
     };
     const eps = config.rmsNormEps, scale = headDim ** -0.5;
     const whole = others.length === 2 &&
@@ -112,30 +134,29 @@ export class AttentionLayers {
       ? chooseProjection({ ...shape, w: oProj }, gpu)
       : undefined;
     const from = typeof projection === "object" ? projection.from : 0;
+    const apart = typeof projection === "string"
+      ? `; o_proj has a dispatch of its own: ${projection}`
+      : "";
     recording.unprojected.delete(y.buffer);
     for (const choice of choices) {
       const { constants, splits, shares, to } = choice;
       if (to <= from) continue; // it would never run
-      const reason = typeof projection === "string"
-        ? `${choice.reason}; o_proj has a dispatch of its own: ${projection}`
-        : choice.reason;
       const ahead = whole ? choice.ahead : undefined;
+      const fetchers = ahead?.FETCHERS ?? 0;
       const fetched = ahead && { next: after, after: last };
       this.recorder.plan.add(attendDecode, { ...operands, ...fetched }, {
         label,
-        reason: ahead
-          ? `${reason}; ${ahead.FETCHERS} more workgroups prefetch the next weights into the cache`
-          : reason,
-        constants: { ...constants, ...ahead, ...cache.constants },
+        reason: choice.reason + apart +
+          (parts ? "; it adds up the splits of qkv_proj" : "") +
+          (half ? "; its results are f16 for the next kernel" : "") +
+          (ahead
+            ? `; ${fetchers} more workgroups prefetch the next weights into the cache`
+            : ""),
+        constants: { ...constants, ...ahead, ...given },
         uniforms: { firstSequence, eps, scale },
         gridAt: ({ length }) =>
           length >= from && splits(length)
-            ? decodeGrid(
-              splits(length),
-              kvHeads * shares,
-              rows,
-              ahead?.FETCHERS ?? 0,
-            )
+            ? decodeGrid(splits(length), kvHeads * shares, rows, fetchers)
             : undefined,
       });
     }
@@ -145,15 +166,33 @@ export class AttentionLayers {
     }
     const attended = y.rows(rows); // the others are results of splits
     if (choices.every(({ merges }) => merges)) return attended;
-    this.#mergeSplits(
-      label,
-      cache.state,
-      y,
-      rows * heads,
-      ({ length }) =>
-        length >= from && choices.some(({ splits }) => splits(length) > 1),
-    );
+    const isSplit = ({ length }: StepState) =>
+      length >= from && choices.some(({ splits }) => splits(length) > 1);
+    const merged = { state: cache.state, y, ...half };
+    this.#mergeSplits(label, merged, rows * heads, isSplit);
     return attended;
+  }
+
+  /** Allocates rows of f16 instead of `y`, if `w`, which multiplies them, reads them so. */
+  #leaveHalf(
+    { qkv, cache }: Attend,
+    y: Tensor,
+    w?: Matrix<Tensor>,
+  ): { halfY: Tensor } | undefined {
+    const { gpu, joins, recording } = this.recorder;
+    recording.halved.delete(y.buffer);
+    const [rows] = qkv.shape, [, width] = y.shape;
+    const headroom = joins && w && leavesHalf(cache.dtype, gpu) &&
+      this.linears.headroomFor(rows, w);
+    if (!headroom) return undefined;
+    const halfY = this.recorder.scratch(
+      "half of attention",
+      "f16",
+      rows,
+      width,
+    );
+    recording.halved.set(y.buffer, { headroom, rows: halfY, by: 1 });
+    return { halfY };
   }
 
   /** Records attention of few keys with the matmul of its result. */
@@ -178,7 +217,10 @@ export class AttentionLayers {
       this.recorder.plan.add(attendDecode, { ...given, ...left }, {
         label: `${label}_o_proj`,
         reason,
-        constants: { ...constants, LEAVES: rounded ? 1 : 0, ...cached },
+        constants: {
+          ...{ ...constants, LEAVES: rounded ? 1 : 0 },
+          ...{ QKV_SPLITS: splitsOf(step), ...cached },
+        },
         uniforms: { firstSequence, eps, scale: headDim ** -0.5 },
         gridAt: ({ length }) =>
           length < from
@@ -252,8 +294,7 @@ export class AttentionLayers {
     if (state) {
       this.#mergeSplits(
         label,
-        state,
-        y,
+        { state, y },
         m * heads,
         ({ length }) => splits(length) > 1,
       );
@@ -298,19 +339,19 @@ export class AttentionLayers {
   /** Records the merge of the splits of `heads` heads, where `isSplit` says there are some. */
   #mergeSplits(
     label: string,
-    state: Tensor,
-    y: Tensor,
+    operands: { state: Tensor; y: Tensor; halfY?: Tensor },
     heads: number,
     isSplit: (state: StepState) => boolean,
   ): void {
     const { headDim } = this.recorder.config;
-    this.recorder.plan.add(mergeSplits, { state, y }, {
+    this.recorder.plan.add(mergeSplits, operands, {
       label,
       reason:
         "many keys: their splits run in separate workgroups, which cannot see each other's results",
       constants: {
         HEAD_DIM: headDim,
         VEC: headVector(headDim),
+        HALF_Y: operands.halfY ? 1 : 0,
         ...laneConstants(this.recorder.gpu),
       },
       uniforms: { heads },

@@ -198,20 +198,20 @@ export class ExpertLayers {
     const stride = w.n / experts, all = experts * n;
     const c = this.recorder.rows(`${stride} of experts`, padded, stride);
     let normed: Tensor | undefined;
-    let halves: { of: number; made: [Tensor, Tensor] } | undefined;
+    let halves: { of: number; rows: Tensor; by: Tensor } | undefined;
     for (const part of w.parts) {
       const { kernel, constants, headroom, reason } = chooseExpertGemm({
         ...{ pairs, experts, n, k: w.k },
         ...{ format: part.format, largest: w.largest },
       }, this.recorder.gpu);
       if (headroom && headroom !== halves?.of) {
-        const made = this.linears.half(sorted, norm, headroom);
-        halves = { of: headroom, made };
+        const made = this.linears.toHalf(sorted, norm, headroom);
+        halves = { of: headroom, ...made };
       }
-      const [a, scales] = headroom ? halves!.made : [
-        normed ??= norm ? this.linears.normed(sorted, norm) : sorted,
-        sorted,
-      ];
+      const { rows: a, by: scales } = headroom ? halves! : {
+        rows: normed ??= norm ? this.linears.normed(sorted, norm) : sorted,
+        by: sorted,
+      };
       for (const [i, begin] of [part.begin, part.twin].entries()) {
         if (begin === undefined) continue;
         const column = begin < all ? 0 : n;

@@ -60,7 +60,7 @@ export class GpuKvCache extends KvCache<Tensor>
   readonly state: Tensor;
   /**
    * The flags in `state`, u32 `[4]`: `[0]` is set if a value did not fit the cache's type, or
-   * sums of an MLP did not fit what holds them; then `[2]` is set, too.
+   * what a matmul left for the next kernel did not fit f16 or fixed point; then `[2]` is set, too.
    */
   readonly flags: Tensor;
   /** u32: lengths, and cosines and sines of every position (kernels/heads.ts). */
@@ -265,8 +265,10 @@ export class GpuKvCache extends KvCache<Tensor>
   }
 }
 
-/** Whether sums of an MLP did not fit what holds them, by flags of caches; clears those. */
-export async function sumsOverflowed(
+/**
+ * Whether what a matmul left for the next kernel did not fit, by flags of caches; clears those.
+ */
+export async function leftOverflowed(
   flags: readonly (Tensor | undefined)[],
 ): Promise<boolean> {
   for (const one of flags) {

@@ -18,13 +18,20 @@ import { swiglu } from "../../kernels/swiglu.ts";
 import { toF16 } from "../../kernels/to_f16.ts";
 import { toInt8 } from "../../kernels/to_int8.ts";
 import { unpack } from "../../kernels/unpack.ts";
+import { f32Bits } from "../dtype.ts";
 import { type Matrix, type MatrixPart, rowsHeld } from "../formats/matrix.ts";
-import { laneConstants, rowThreads } from "../dispatch/capabilities.ts";
-import type { Epilogue } from "../dispatch/shapes.ts";
+import {
+  laneConstants,
+  mostBuffers,
+  rowThreads,
+} from "../dispatch/capabilities.ts";
+import { type Constants, type Epilogue, FEW_ROWS } from "../dispatch/shapes.ts";
+import { HALF_UNIT, MATRIX, MATRIX_BUFFERS } from "../dispatch/matrices.ts";
 import { chooseLinear, type LinearChoice } from "../dispatch/linear.ts";
-import type { Kernel, WeightOperand } from "../webgpu/kernel.ts";
+import type { Kernel, Operands, WeightOperand } from "../webgpu/kernel.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 import {
+  type Halves,
   type Next,
   nextShape,
   type Pending,
@@ -57,6 +64,8 @@ interface LinearCall {
   /** What is to be added to `x`. */
   pending?: Pending;
   next?: Next;
+  /** Whether the next kernel can add up parts of `y`. */
+  parts: boolean;
   /** The next part of the matrix, if the kernel takes both. */
   other?: MatrixPart<Tensor>;
 }
@@ -70,10 +79,12 @@ export class LinearLayers {
     x: Tensor,
     w: Matrix<Tensor>,
     y: Tensor,
-    { norm, epilogue, next, note }: {
+    { norm, epilogue, next, parts = false, note }: {
       norm?: Matrix<Tensor>;
       epilogue: Epilogue;
       next?: Next;
+      /** Whether the next kernel can add up parts of the result. */
+      parts?: boolean;
       /** Added to the reason. */
       note?: string;
     },
@@ -82,6 +93,7 @@ export class LinearLayers {
     const before = recording.ahead.get(x.buffer);
     recording.ahead.delete(y.buffer);
     recording.halved.delete(y.buffer);
+    recording.unsummed.delete(y.buffer);
     let normed: Tensor | undefined;
     const input = () => norm ? normed ??= this.normed(x, norm) : x;
     const integers = new Map<number, [Tensor, Tensor]>();
@@ -120,7 +132,7 @@ export class LinearLayers {
       taken = i + (choice.two ? 2 : 1);
       const call = {
         ...{ x, norm, input, rounded, w, part, y, epilogue, choice, next },
-        pending,
+        ...{ pending, parts },
         other: choice.two ? other : undefined,
       };
       if (choice.kernel === "gemm") this.#gemm(call, gemm);
@@ -232,66 +244,134 @@ export class LinearLayers {
   }
 
   /** Records a matmul of many rows. */
-  #gemm(
-    { x, norm, input, w, part, y, epilogue, choice, next }: LinearCall,
-    kernel: Kernel,
-  ): void {
+  #gemm(call: LinearCall, kernel: Kernel): void {
+    const { x, norm, input, w, part, y, epilogue, choice } = call;
     const { config, recording } = this.recorder;
     const { constants, reason, splits, headroom } = choice, { label } = w;
     if (epilogue === "add") recording.squares.delete(y.buffer);
-    const [a, scales] = headroom ? this.half(x, norm, headroom) : [input(), x];
+    const { rows: a, by, squares } = headroom
+      ? this.#half(x, norm, headroom)
+      : { rows: input(), by: x, squares: undefined };
     const column = part.begin, n = rowsHeld(part);
     const stored = { matrix: w, part };
     const b = choice.unpacks ? this.#unpacked(stored, n) : stored;
-    const stride = y.shape[1];
-    // Parts of different formats can end at any row.
-    const whole = column % 4 === 0 && n % 4 === 0 ? 1 : 0;
-    if (splits === 1) {
-      this.recorder.plan.add(kernel, { a, b, scales, c: y }, {
+    const operands = {
+      ...{ a, b },
+      ...(typeof by === "number" ? {} : { scales: by }),
+      ...(squares ? { normSquares: squares } : {}),
+    };
+    const given: Constants = {
+      ...constants,
+      ...(typeof by === "number" ? { SCALED: 0, ROW_UNIT: by } : {}),
+      ...(squares ? { NORM: 1, EPS: f32Bits(config.rmsNormEps) } : {}),
+    };
+    if (splits > 1) {
+      const m = x.shape[0];
+      const partial = this.recorder.rows("splits", splits * m, n);
+      this.recorder.plan.add(kernel, { ...operands, c: partial }, {
         label,
         reason,
-        constants: { ...constants, EPILOGUE: epilogue, C_FOURS: whole },
-        uniforms: { stride, column },
+        constants: given,
+        uniforms: { stride: n, column: 0 },
       });
+      this.#sum(call, partial);
       return;
     }
-    const m = x.shape[0], partial = this.recorder.rows("splits", splits * m, n);
-    this.recorder.plan.add(kernel, { a, b, scales, c: partial }, {
+    // Parts of different formats can end at any row.
+    const whole = column % 4 === 0 && n % 4 === 0 ? 1 : 0;
+    const left = this.#leaveHalf(call);
+    this.recorder.plan.add(kernel, { ...operands, c: y, ...left }, {
       label,
-      reason,
-      constants,
-      uniforms: { stride: n, column: 0 },
-    });
-    // A router multiplies in f32, and rows of experts are gathered first.
-    const goesOn = w.parts.length === 1 && !config.experts;
-    const after = epilogue === "add" && goesOn ? next?.norm : undefined;
-    const room = after && this.#headroomFor(m, next!.w);
-    if (after && room) {
-      const made = this.#toHalf(y, after, room, partial);
-      recording.halved.set(y.buffer, {
-        norm: after,
-        headroom: room,
-        made,
-      });
-      return;
-    }
-    this.recorder.plan.add(sumSplits, { partial, y }, {
-      label,
-      reason: "sums the splits of k",
+      reason: left
+        ? `${reason}; results are f16 in units of ${HALF_UNIT} for the next kernel`
+        : reason,
       constants: {
-        SPLITS: splits,
-        ADD: epilogue === "add" ? 1 : 0,
-        Y_FOURS: whole,
+        ...given,
+        EPILOGUE: epilogue,
+        C_FOURS: whole,
+        ...(left ? { RESULT_UNIT: HALF_UNIT } : {}),
       },
-      uniforms: { stride, column },
+      uniforms: { stride: y.shape[1], column },
+    });
+  }
+
+  /**
+   * Allocates what a matmul by tensor cores leaves in f16 for the next one: instead of gated
+   * rows, or beside a residual, normed; undefined if it leaves nothing.
+   */
+  #leaveHalf(
+    { x, w, y, epilogue, choice, next }: LinearCall,
+  ): Operands | undefined {
+    const { joins, gpu, recording, config } = this.recorder;
+    const { flags } = recording, [part, ...more] = w.parts;
+    const [m] = x.shape, [, width] = y.shape;
+    const leaves = joins && choice.kernel === "gemmMatrix" &&
+      more.length === 0 && width % MATRIX === 0 &&
+      mostBuffers(gpu) >= part.planes.length + MATRIX_BUFFERS;
+    if (!leaves || !next || !flags) return undefined;
+    const { norm } = next;
+    const headroom = this.headroomFor(m, next.w, norm);
+    if (!headroom) return undefined;
+    const by = HALF_UNIT;
+    if (epilogue === "swiglu" && !norm) {
+      const rows = this.recorder.scratch("half of gates", "f16", m, width);
+      recording.halved.set(y.buffer, { headroom, rows, by });
+      return { c: rows, flags };
+    }
+    // Every tile of the next matmul adds up the squares of its rows.
+    const adds = epilogue === "add" && norm && m <= FEW_ROWS && !config.experts;
+    if (!adds) return undefined;
+    const rows = this.recorder.scratch("half of a sum", "f16", m, width);
+    const squares = this.recorder.rows("squares by tiles", m, width / MATRIX);
+    recording.halved.set(y.buffer, { norm, headroom, rows, by, squares });
+    return { nextRows: rows, nextNorm: norm, squares, flags };
+  }
+
+  /** Records what adds up the splits of k in `partial`, or leaves that to the next kernel. */
+  #sum(
+    { x, w, part, y, epilogue, next, parts }: LinearCall,
+    partial: Tensor,
+  ): void {
+    const { config, recording } = this.recorder, [m] = x.shape;
+    const splits = partial.shape[0] / m, n = rowsHeld(part);
+    const one = w.parts.length === 1;
+    // A router multiplies in f32, and rows of experts are gathered first.
+    const after = epilogue === "add" && one && !config.experts
+      ? next?.norm
+      : undefined;
+    const headroom = after && this.headroomFor(m, next!.w, after);
+    if (headroom) {
+      const made = this.toHalf(y, after, headroom, partial);
+      recording.halved.set(y.buffer, { norm: after, headroom, ...made });
+      return;
+    }
+    const sum = () =>
+      this.recorder.plan.add(sumSplits, { partial, y }, {
+        label: w.label,
+        reason: "sums the splits of k",
+        constants: {
+          SPLITS: splits,
+          ADD: epilogue === "add" ? 1 : 0,
+          Y_FOURS: part.begin % 4 === 0 && n % 4 === 0 ? 1 : 0,
+        },
+        uniforms: { stride: y.shape[1], column: part.begin },
+      });
+    if (!parts || !one) return sum();
+    recording.unsummed.set(y.buffer, {
+      parts: partial.view(splits, m, n),
+      sum,
     });
   }
 
   /** What tensor cores want `m` rows to be scaled to that `w` multiplies; undefined if others do. */
-  #headroomFor(m: number, { parts, k, largest }: Matrix<Tensor>) {
+  headroomFor(
+    m: number,
+    { parts, k, largest }: Matrix<Tensor>,
+    norm?: Matrix<Tensor>,
+  ): number | undefined {
     const rooms = parts.map((part) => {
       const shape = { m, n: rowsHeld(part), k, format: part.format, largest };
-      const given = { ...shape, norm: true, swiglu: false };
+      const given = { ...shape, norm: norm !== undefined, swiglu: false };
       const { kernel, headroom } = chooseLinear(given, this.recorder.gpu);
       return kernel === "gemmMatrix" ? headroom : undefined;
     });
@@ -311,26 +391,28 @@ export class LinearLayers {
     return y;
   }
 
-  /** Converts the rows of `x` to f16, normed if `norm` is given, with a scale per row. */
-  half(
+  /** The rows of `x` in f16, normed if `norm` is given. */
+  #half(
     x: Tensor,
     norm: Matrix<Tensor> | undefined,
     headroom: number,
-  ): [Tensor, Tensor] {
+  ): Halves {
     const known = this.recorder.recording.halved.get(x.buffer);
-    if (known && known.norm === norm && known.headroom === headroom) {
-      return known.made;
-    }
-    return this.#toHalf(x, norm, headroom);
+    return known && known.norm === norm && known.headroom === headroom
+      ? known
+      : this.toHalf(x, norm, headroom);
   }
 
-  /** Records {@linkcode half}, after adding the splits of k in `partial` to the rows of `x`. */
-  #toHalf(
+  /**
+   * Converts the rows of `x` to f16, normed if `norm` is given, with a scale per row, after
+   * adding the splits of k in `partial` to them.
+   */
+  toHalf(
     x: Tensor,
     norm: Matrix<Tensor> | undefined,
     headroom: number,
     partial?: Tensor,
-  ): [Tensor, Tensor] {
+  ): Halves & { by: Tensor } {
     const { gpu, config } = this.recorder;
     const [m, k] = x.shape, of = partial ? " of a sum" : "";
     const y = this.recorder.scratch(`half${of}`, "f16", m, k);
@@ -349,7 +431,7 @@ export class LinearLayers {
       },
       uniforms: { eps: config.rmsNormEps, headroom },
     });
-    return [y, scales];
+    return { rows: y, by: scales };
   }
 
   /** Unpacks `n` rows of weights to f16; only the next matmul may read them. */

@@ -39,7 +39,7 @@ export class GpuOps implements Ops<Tensor>, Disposable {
   ) {
     this.#recorder = new Recorder(gpu, config, plan);
     this.#linears = new LinearLayers(this.#recorder);
-    this.#attention = new AttentionLayers(this.#recorder);
+    this.#attention = new AttentionLayers(this.#recorder, this.#linears);
     this.#experts = new ExpertLayers(this.#recorder, this.#linears);
   }
 
@@ -89,13 +89,19 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     return x;
   }
 
-  normMatmul(x: Tensor, norm: Matrix<Tensor>, w: Matrix<Tensor>): Tensor {
+  normMatmul(
+    x: Tensor,
+    norm: Matrix<Tensor>,
+    w: Matrix<Tensor>,
+    reader?: "attend",
+  ): Tensor {
     const y = this.#recorder.rows("projected", x.shape[0], w.n);
     const reads = w.parts.every(({ format, rows: n }) =>
       readsPending({ n, k: w.k, format }, this.gpu)
     );
     if (!reads) this.#linears.settle(x);
-    return this.#linears.linear(x, w, y, { norm, epilogue: "store" });
+    const parts = this.joins && reader === "attend";
+    return this.#linears.linear(x, w, y, { norm, epilogue: "store", parts });
   }
 
   matmulAdd(

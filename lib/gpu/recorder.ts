@@ -20,11 +20,29 @@ export interface Next {
   w: Matrix<Tensor>;
 }
 
-/** Rows that were normed and converted to f16 where the splits of a matmul were summed. */
-export interface Halved {
-  norm: Matrix<Tensor>;
-  headroom: number;
-  made: [rows: Tensor, scales: Tensor];
+/** Rows in f16, and what they are to be multiplied by. */
+export interface Halves {
+  readonly rows: Tensor;
+  /** A scale per row; without them all are counted in the same unit. */
+  readonly by: Tensor | number;
+  /** Partial sums of squares of rows that are normed but for the factor which these give. */
+  readonly squares?: Tensor;
+}
+
+/** Rows that the kernel that made them has converted to f16 for the next one. */
+export interface Halved extends Halves {
+  /** By which they are normed. */
+  readonly norm?: Matrix<Tensor>;
+  /** What the kernel that reads them wants rows to be scaled to. */
+  readonly headroom: number;
+}
+
+/** Parts of a result that are still to be added up. */
+export interface Unsummed {
+  /** `[parts, rows, columns]`. */
+  readonly parts: Tensor;
+  /** Records that, for kernels that do not. */
+  sum(): void;
 }
 
 /** A row that the kernel that made it has rounded for the next one. */
@@ -78,6 +96,8 @@ export class Recording {
   readonly ahead = new Map<GPUBuffer, Rounded>();
   /** Rows in f16 for the next kernel, by the buffer of those in f32. */
   readonly halved = new Map<GPUBuffer, Halved>();
+  /** Results of matmuls that split k. */
+  readonly unsummed = new Map<GPUBuffer, Unsummed>();
   /** Results of attention that are computed with what they are multiplied by. */
   readonly unprojected = new Map<GPUBuffer, Unprojected>();
   /** How rows are grouped by expert, if they are, by the buffer of what was chosen. */
@@ -104,7 +124,8 @@ export class Recording {
 export class Recorder implements Disposable {
   /**
    * Whether attention of few keys and the matmul of its result may be one dispatch, and so may
-   * the matmuls of an MLP, if that pays off. What is between them is then in no buffer.
+   * the matmuls of an MLP, if that pays off, and whether results may be left in f16 or in parts
+   * for the next kernel. What is between them is then in no buffer, or not in f32.
    */
   joins = true;
   #plan: Plan;

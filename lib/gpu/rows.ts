@@ -40,7 +40,7 @@ import {
 import { compileAll, type Shader } from "../webgpu/pipeline.ts";
 import { type Dispatch, Plan } from "../webgpu/plan.ts";
 import { Tensor } from "../webgpu/tensor.ts";
-import { GpuKvCache, sumsOverflowed } from "./kv_cache.ts";
+import { GpuKvCache, leftOverflowed } from "./kv_cache.ts";
 import type { GpuOps } from "./ops.ts";
 import type { Paces } from "./paces.ts";
 import { recordVerbs } from "./record.ts";
@@ -165,7 +165,7 @@ export class GpuRows implements Rows {
   preparedMs = 0;
   /** Called when the cache was replaced by one of f32. */
   onWidened?: () => void;
-  /** Called after sums of an MLP did not fit; see {@linkcode GpuRunner.widen}. */
+  /** Called after what a matmul left did not fit; see {@linkcode GpuRunner.widen}. */
   onSeparated?: () => void;
   /** Compiles in several threads where that pays off; elsewhere asks for no shaders. */
   compileAhead?: (shaders: () => readonly Shader[]) => Promise<void>;
@@ -444,7 +444,7 @@ export class GpuRows implements Rows {
 
   async widen(): Promise<void> {
     const { dtype, context, flags } = this.#cache, { pages } = this;
-    if (await sumsOverflowed([flags])) {
+    if (await leftOverflowed([flags])) {
       this.onSeparated?.();
       return this.#forget();
     }

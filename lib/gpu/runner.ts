@@ -32,7 +32,7 @@ import { requireVocabulary } from "../dispatch/sampling.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { GpuRows } from "./rows.ts";
 import { GpuSequences, type Pass } from "./sequences.ts";
-import { type GpuKvCache, sumsOverflowed } from "./kv_cache.ts";
+import { type GpuKvCache, leftOverflowed } from "./kv_cache.ts";
 import { GpuStates } from "./states.ts";
 import { gpuStore, measureLargest } from "./store.ts";
 import { GpuOps } from "./ops.ts";
@@ -71,12 +71,12 @@ const WIDENED: Choice = {
   reason: "a key or value exceeded 65,504, the largest f16",
 };
 
-/** Why attention with o_proj, and an MLP, are no longer one dispatch. */
+/** Why attention with o_proj, and an MLP, are no longer one dispatch, or leave rows in f16. */
 const SEPARATED: Choice = {
-  what: "MLP and attention of one row",
+  what: "MLP and attention",
   value: "a dispatch for each matmul",
   reason:
-    "an MLP's result was not a number, or too large for sums in fixed point: 2²⁰, or 2²⁰ times the root mean square of a smaller row",
+    "a result was not a number, or too large for sums in fixed point: 2²⁰, or 2²⁰ times the root mean square of a smaller row; or, of several rows, too large for f16 in units of 16: 1,048,064",
 };
 
 /** {@linkcode Runner} on a GPU. */
@@ -375,14 +375,14 @@ export class GpuRunner implements Runner {
   }
 
   /**
-   * Replaces the cache with an f32 one after a value did not fit f16; or, if sums of an MLP did
-   * not fit, has passes recorded again in which each matmul is a dispatch.
+   * Replaces the cache with an f32 one after a value did not fit f16; or, if what a matmul left
+   * for the next one did not fit, has passes recorded again in which each is a dispatch.
    */
   async widen(several?: GpuSequences): Promise<void> {
     const flags = [this.#one.cache, several?.cache, this.#states].map((cache) =>
       cache?.flags
     );
-    const overflowed = await sumsOverflowed(flags);
+    const overflowed = await leftOverflowed(flags);
     this.#states?.[Symbol.dispose]();
     this.#states = undefined;
     if (overflowed) {
@@ -396,7 +396,7 @@ export class GpuRunner implements Runner {
     this.choices.push(WIDENED);
   }
 
-  /** Makes each matmul of an MLP a dispatch from now on. */
+  /** Makes each matmul a dispatch from now on, with results in f32. */
   #separate(): void {
     if (this.#ops.joins) this.choices.push(SEPARATED);
     this.#ops.joins = false;

@@ -22,8 +22,11 @@ export interface Ops<T> {
    */
   embed(table: Matrix<T>, tokens: T): T;
 
-  /** `RMSNorm(x, norm) · wᵀ`: `[rows, k]`, `[k]`, `[n, k]` → `[rows, n]`. */
-  normMatmul(x: T, norm: Matrix<T>, w: Matrix<T>): T;
+  /**
+   * `RMSNorm(x, norm) · wᵀ`: `[rows, k]`, `[k]`, `[n, k]` → `[rows, n]`. If only `reader`
+   * reads the result, a device may leave it in a form of its own.
+   */
+  normMatmul(x: T, norm: Matrix<T>, w: Matrix<T>, reader?: "attend"): T;
 
   /**
    * Causal grouped-query attention of new tokens over the cache and themselves. Splits

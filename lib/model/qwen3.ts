@@ -85,18 +85,20 @@ export function* forward<T>(
   let x = yield ops.embed(weights.embedTokens, tokens); // [tokens, hidden]
   const picks = cache.pass.tokens > 1 && !all; // some of the last layer's rows
   for (const [i, layer] of weights.layers.entries()) {
-    const qkv = yield ops.normMatmul(x, layer.inputNorm, layer.qkvProj);
-    const { qNorm, kNorm, oProj, postNorm, router, gateUpProj, downProj } =
-      layer;
+    const { inputNorm, qkvProj, qNorm, kNorm, oProj } = layer;
+    const { postNorm, router, gateUpProj, downProj } = layer;
+    const qkv = yield ops.normMatmul(x, inputNorm, qkvProj, "attend");
     // Which experts are read next is not known yet.
     const next = router ? [oProj] : [oProj, gateUpProj, downProj];
     const attended = yield ops.attend(qkv, qNorm, kNorm, cache, i, next);
     const mlp = [postNorm, gateUpProj] as const;
     x = yield ops.matmulAdd(attended, oProj, x, mlp);
-    const { inputNorm, qkvProj } = weights.layers[i + 1] ??
-      { inputNorm: weights.norm, qkvProj: weights.lmHead };
-    const isLast = i + 1 === weights.layers.length;
-    const after = isLast && picks ? undefined : [inputNorm, qkvProj] as const;
+    const following = weights.layers[i + 1];
+    const after = following
+      ? [following.inputNorm, following.qkvProj] as const
+      : picks
+      ? undefined
+      : [weights.norm, weights.lmHead] as const;
     if (router === undefined) {
       const gated = yield ops.normSwiglu(x, postNorm, gateUpProj, downProj);
       x = yield ops.matmulAdd(gated, downProj, x, after);

@@ -56,13 +56,24 @@ Deno.test("tensor cores that multiply f16 with sums in f32 run many rows", () =>
   }
   // A subgroup has gates and ups, and no splits have both.
   const gated = chooseLinear({ ...layer, m: 16, swiglu: true }, device);
-  assertEquals([gated.constants.BN, gated.splits], [32, 1]);
+  assertEquals([gated.constants.SK, gated.splits], [4, 1]);
   assertEquals(chooseLinear({ ...layer, m: 16 }, device).splits, 5);
+  // Small matrices have none either: subgroups share the products of a sum.
+  const deep = [[4096, 2048, 4], [2048, 2048, 8], [1024, 3072, 8]];
+  for (const [n, k, SK] of deep) {
+    const few = chooseLinear({ ...layer, m: 9, n, k }, device);
+    assertEquals([few.constants.SK, few.splits], [SK, 1]);
+  }
   // Sums in f32 are exact enough for attention's projections.
   const exact = chooseLinear({ ...layer, exact: true }, device);
   assertEquals(exact.kernel, "gemmMatrix");
   // Other kernels read the matrix once for few rows.
-  for (const few of [{ m: 8 }, { m: 32, n: 1024, k: 2048 }]) {
+  const reads = [
+    { m: 8 },
+    { m: 32, n: 1024, k: 2048 },
+    { m: 16, n: 1024, k: 512 },
+  ];
+  for (const few of reads) {
     assertEquals(chooseLinear({ ...layer, ...few }, device).kernel, "gemvRows");
   }
   const blocks = { ...layer, m: 16, format: formatNamed("q4_k") };

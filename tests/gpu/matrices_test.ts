@@ -69,7 +69,6 @@ Deno.test("splits are summed into f16 only where the next matmul reads that", ()
       ).map(({ kernel: { name }, options: { label } }) => `${name} ${label}`);
   };
   assertEquals(summing("0.6b"), [
-    "sumSplits layers.0.qkv_proj",
     "toF16 layers.0.post_norm",
     "toF16 norm",
   ]);

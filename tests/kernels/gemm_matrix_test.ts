@@ -169,6 +169,9 @@ matrixTest(
 
 /** Tiles that were to be timed beside those of dispatch; the largest have 256 threads. */
 const OTHERS: MatrixTile[] = [
+  { BM: 16, BN: 32, BK: 128, SM: 1, SN: 1, SK: 4, STAGES: 1 },
+  { BM: 32, BN: 32, BK: 64, SM: 2, SN: 1, SK: 2, STAGES: 2 },
+  { BM: 16, BN: 16, BK: 64, SM: 1, SN: 1, SK: 2, STAGES: 1 },
   { BM: 128, BN: 128, BK: 32, SM: 2, SN: 2, STAGES: 1 },
   { BM: 128, BN: 128, BK: 64, SM: 2, SN: 2, STAGES: 1 },
   { BM: 128, BN: 128, BK: 32, SM: 2, SN: 4, STAGES: 2 },
@@ -222,11 +225,11 @@ Deno.test("gemmMatrix refuses what it cannot multiply", () => {
   );
   assertEquals(
     refused({ BM: 40 }),
-    "Cannot multiply in tiles of 40 × 128 × 32 by 2 × 2 subgroups: each must have whole matrices of 16 × 16 and whole loads of 8",
+    "Cannot multiply in tiles of 40 × 128 × 32 by 2 × 2 × 1 subgroups: each must have whole matrices of 16 × 16 and whole loads of 8",
   );
   assertEquals(
     refused({ BN: 32, EPILOGUE: "swiglu" }),
-    "Cannot multiply in tiles of 128 × 32 × 32 by 2 × 2 subgroups: each must have whole matrices of 16 × 16, an even number in a row, and whole loads of 8",
+    "Cannot multiply in tiles of 128 × 32 × 32 by 2 × 2 × 1 subgroups: each must have whole matrices of 16 × 16, an even number in a row, and whole loads of 8",
   );
   assert(refused({ B_UNIT: 64 }).includes("whole loads of 64"));
 });

@@ -7,6 +7,7 @@ import { assert, assertEquals } from "@std/assert";
 import { findKernel, KERNELS } from "../../kernels/list.ts";
 import { PROJECTING_BUFFERS } from "../../lib/dispatch/attention.ts";
 import { PENDING_BUFFERS } from "../../lib/dispatch/feed_forward.ts";
+import { MATRIX_BUFFERS } from "../../lib/dispatch/matrices.ts";
 import type { Constants } from "../../lib/dispatch/shapes.ts";
 import { LEAST_LIMITS } from "../../lib/webgpu/device.ts";
 import type { Contract, Kernel } from "../../lib/webgpu/kernel.ts";
@@ -62,6 +63,7 @@ const CONTRACT_CONSTANTS: Record<string, (number | string)[]> = {
   COUNTS: [0, 1],
   EPILOGUE: ["store", "add", "swiglu"],
   F16: [0, 1],
+  HALF_Y: [0, 1],
   FETCHERS: [0, 32],
   HEAD_DIM: [6, 64, 128],
   HISTOGRAM: [0, 1],
@@ -72,6 +74,8 @@ const CONTRACT_CONSTANTS: Record<string, (number | string)[]> = {
   PENDING: [0, 1],
   PLACED: [0, 1],
   PROJECT: [0, 64],
+  QKV_SPLITS: [0, 2],
+  RESULT_UNIT: [0, 16],
   ROUNDED: [0, 1],
   SCALED: [0, 1],
   SPLIT: [0, 1],
@@ -125,7 +129,8 @@ const bindsMore = (
 ) =>
   more.CLEARS || more.PENDING || name === "feedForward" ||
   FETCHERS || PROJECT ||
-  name === "attendDecode" && LEAVES ||
+  name === "attendDecode" && (LEAVES || more.HALF_Y) ||
+  name === "gemmMatrix" && more.RESULT_UNIT ||
   EXPERTS && LEAVES && EPILOGUE === "add";
 
 /** The most that those bind. */
@@ -133,6 +138,7 @@ const MORE: Readonly<Record<string, number>> = {
   attendDecode: PROJECTING_BUFFERS,
   embed: PENDING_BUFFERS,
   feedForward: PENDING_BUFFERS,
+  gemmMatrix: MOST_PLANES + MATRIX_BUFFERS,
   gemv: PENDING_BUFFERS,
   expertGemvInt8: 9,
 };
@@ -141,8 +147,9 @@ Deno.test("every kernel binds at most eight storage buffers, unless dispatch ask
   const most = (kernel: Kernel, more: boolean) =>
     Math.max(
       ...storageBuffers(kernel).filter(({ constants }) =>
-        // Attention that reads ahead does nothing else.
+        // Attention that reads ahead does nothing else, nor does what leaves rows in f16.
         !(constants.FETCHERS && (constants.LEAVES || constants.PROJECT)) &&
+        !(constants.HALF_Y && (constants.FETCHERS || constants.PROJECT)) &&
         (more || !bindsMore(kernel, constants))
       ).map(({ n }) => n),
       0,
@@ -173,7 +180,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless dispatch ask
       gemvRows: 8,
       gemvRowsInt8: 8,
       maxAbs: 5,
-      mergeSplits: 2,
+      mergeSplits: 3,
       peakFma: 1,
       peakRead: 2,
       qkNormRope: 8,

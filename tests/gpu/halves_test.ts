@@ -1,0 +1,212 @@
+/**
+ * Decode steps of many rows by tensor cores: what a matmul, or attention, leaves in f16 or in
+ * parts for the next matmul.
+ */
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
+import { parseSynthetic } from "../../lib/checkpoint/synthetic.ts";
+import { CpuOps } from "../../lib/cpu/ops.ts";
+import { openDevice } from "../../lib/device/open_device.ts";
+import { matrixOf, withPlanes } from "../../lib/formats/matrix.ts";
+import { type CpuTensor, toF32 } from "../../lib/formats/tensor.ts";
+import { GpuKvCache, leftOverflowed } from "../../lib/gpu/kv_cache.ts";
+import { GpuOps } from "../../lib/gpu/ops.ts";
+import { finish, mapWeights, stackedShape } from "../../lib/model/family.ts";
+import { forward, qwen3 } from "../../lib/model/qwen3.ts";
+import { loadQwen3 } from "../../lib/load.ts";
+import { recordPass } from "../../lib/tools/recording.ts";
+import { SKETCHES } from "../../lib/tools/texts.ts";
+import { Plan } from "../../lib/webgpu/plan.ts";
+import { Tensor } from "../../lib/webgpu/tensor.ts";
+import { gpuTest, Trial } from "../support/gpu.ts";
+import { relativeError } from "../support/golden.ts";
+import { MATRIX_GPU } from "../support/subgroup_matrices.ts";
+import { copyCheckpoint, scaleWeights } from "../support/temp_checkpoint.ts";
+import { wrapGpu } from "../support/wrapped_gpu.ts";
+
+const CONTEXT = 24;
+
+const CONFIG: Qwen3Config = {
+  ...parseSynthetic("synthetic:qwen3-0.6b?layers=2&vocab=61").config,
+  hiddenSize: 1024,
+  intermediateSize: 1040,
+  numAttentionHeads: 8,
+  numKeyValueHeads: 4,
+  headDim: 128,
+};
+
+/** Runs a step of `rows` texts here and on the CPU; weights of gates are `2 ** power` as large. */
+async function step(
+  trial: Trial,
+  { rows, power = 0 }: { rows: number; power?: number },
+) {
+  const { gpu, random } = trial;
+  const weights = mapWeights(qwen3.weights(CONFIG), (spec) => {
+    const [n, columns] = stackedShape(spec), { label } = spec;
+    if (columns === undefined) {
+      return matrixOf(random.tensor("f32", [n], 0.3, 1), label);
+    }
+    const scale = (/gate_up/.test(label) ? 2 ** power : 1) /
+      Math.sqrt(columns);
+    const made = random.matrix("bf16", [n, columns], scale);
+    const half = { rows: n / 2, twin: n / 2 }; // gates, then ups
+    const parts = spec.split === "pairs"
+      ? made.parts.map((part) => ({ ...part, ...half }))
+      : made.parts;
+    return { ...made, parts, label, largest: scale };
+  });
+  const onDevice = mapWeights(
+    weights,
+    (matrix) => withPlanes(matrix, (plane) => trial.upload(plane)),
+  );
+  const pass = { first: 0, sequences: rows, tokens: 1 };
+  const ids = Uint32Array.from({ length: rows }, () => random.int(0, 60));
+  const lengths = Array.from(
+    { length: rows },
+    () => random.int(0, CONTEXT - 1),
+  );
+  using cpu = new CpuOps(CONFIG, { simd: false });
+  using onCpu = cpu.createCache(rows, CONTEXT);
+  using ops = new GpuOps(gpu, CONFIG);
+  using cache = new GpuKvCache(gpu, CONFIG, rows, CONTEXT, "f16");
+  using tokens = Tensor.create(gpu, "u32", [rows], ids);
+  const input: CpuTensor = { dtype: "u32", shape: [rows], data: ids };
+  for (const each of [cache, onCpu]) {
+    each.reset(lengths);
+    each.begin(pass);
+  }
+  const expected = finish(forward(cpu, weights, input, onCpu));
+  const run = async () => {
+    const plan = new Plan(gpu, cache.literals(1));
+    ops.plan = plan;
+    cache.record(pass);
+    const logits = finish(forward(ops, onDevice, tokens, cache));
+    plan.run({ length: Math.max(...lengths) });
+    const kernels = plan.dispatches.filter(({ gridAt }) =>
+      !gridAt || gridAt({ length: Math.max(...lengths) })
+    ).map(({ kernel, label }) => `${label} ${kernel}`);
+    const error = relativeError(await logits.read(), toF32(expected));
+    const overflowed = await leftOverflowed([cache.flags]);
+    plan[Symbol.dispose]();
+    return { error, overflowed, kernels };
+  };
+  const first = await run();
+  ops.joins = false;
+  return { first, apart: await run() };
+}
+
+const inFirst = (kernels: readonly string[]) =>
+  kernels.filter((one) => one.startsWith("layers.0."))
+    .map((one) => one.replace("layers.0.", ""));
+
+gpuTest(
+  "a step of a few rows needs no dispatch between its matmuls",
+  async (_, { draw }) => {
+    using gpu = await openDevice({ gpu: wrapGpu(MATRIX_GPU).gpu });
+    using trial = new Trial(gpu, draw);
+    const { first, apart } = await step(trial, { rows: 13 });
+    assertEquals(inFirst(first.kernels), [
+      "input_norm toF16",
+      "qkv_proj gemmMatrix",
+      "attention attendDecode",
+      "o_proj gemmMatrix",
+      "gate_up_proj gemmMatrix",
+      "down_proj gemmMatrix",
+    ]);
+    const converting = apart.kernels.filter((one) => one.includes("toF16"));
+    assertEquals(converting.length, 2 * 4);
+    for (const { error, overflowed } of [first, apart]) {
+      assert(error < 3e-3, `${error}`);
+      assert(!overflowed);
+    }
+  },
+);
+
+gpuTest(
+  "attention adds up the splits of qkv_proj, and leaves rows in f16",
+  async (_, { draw }) => {
+    using gpu = await openDevice({ gpu: wrapGpu(MATRIX_GPU).gpu });
+    using trial = new Trial(gpu, draw);
+    const { first, apart } = await step(trial, { rows: 70 });
+    assertEquals(inFirst(first.kernels), [
+      "input_norm toF16",
+      "qkv_proj gemmMatrix",
+      "attention attendDecode",
+      "o_proj gemmMatrix",
+      "post_norm toF16",
+      "gate_up_proj gemmMatrix",
+      "down_proj gemmMatrix",
+    ]);
+    assert(inFirst(apart.kernels).includes("qkv_proj sumSplits"));
+    for (const { error } of [first, apart]) assert(error < 3e-3, `${error}`);
+  },
+);
+
+gpuTest(
+  "gates that do not fit f16 raise a flag, and are right if nothing is left in f16",
+  async (_, { draw }) => {
+    using gpu = await openDevice({ gpu: wrapGpu(MATRIX_GPU).gpu });
+    using trial = new Trial(gpu, draw);
+    const { first, apart } = await step(trial, { rows: 9, power: 11 });
+    assert(first.overflowed);
+    assert(!apart.overflowed);
+    assert(apart.error < 3e-3, `${apart.error}`);
+  },
+);
+
+gpuTest(
+  "a batch whose gates do not fit f16 is computed again, and the choices say so",
+  async () => {
+    const folder = new URL("../../models/stories-3m/", import.meta.url);
+    const name = "model.safetensors";
+    const file = await Deno.readFile(new URL(name, folder));
+    // The last layer's: what follows them is normed.
+    const large = scaleWeights(file, /layers\.5\.mlp\.(gate|up)_proj/, 10);
+    await using changed = await copyCheckpoint(folder, { [name]: large });
+    const { path } = changed, device = "gpu", onNotice = null;
+    const { gpu } = wrapGpu(MATRIX_GPU);
+    using qwen = await loadQwen3(path, { device, gpu, onNotice });
+    using cpu = await loadQwen3(path, { device: "cpu" });
+    // Many rows, as tensor cores multiply by small matrices then.
+    const prompts = Array.from(
+      { length: 66 },
+      (_, i) => [1, 5 + 7 * i, 300 + i],
+    );
+    const options = { maxTokens: 2, temperature: 0 };
+    const { sequences } = await qwen.generateBatch(prompts, options);
+    const found = qwen.device.choices.filter(({ what }) =>
+      /^MLP and/.test(what)
+    );
+    assertEquals(found.length, 1);
+    assertMatch(found[0].reason, /too large for f16 in units of 16/);
+    for (const row of [0, 40]) {
+      const { tokenIds } = await cpu.generate(prompts[row], options);
+      assertEquals(sequences[row].tokenIds, tokenIds);
+    }
+  },
+);
+
+Deno.test("16 texts of an 8B norm rows where splits are summed, and nowhere else", () => {
+  const device = SKETCHES.find(({ subgroupMatrices = [] }) =>
+    subgroupMatrices.length > 0
+  )!;
+  const { config } = parseSynthetic("synthetic:qwen3-8b");
+  const batch = { tokens: 1, sequences: 16, page: 32 };
+  const recorded = recordPass(device, { config, ...batch })
+    .filter(({ options: { label = "" } }) => label.startsWith("layers.0."))
+    .map(({ kernel, options: { label, constants } }) =>
+      `${label!.slice(9)} ${kernel.name}${
+        Number(constants?.SPLITS) > 1 ? " in splits" : ""
+      }`
+    );
+  assertEquals([...new Set(recorded)], [
+    "input_norm toF16",
+    "qkv_proj gemmMatrix in splits",
+    "attention attendDecode",
+    "attention mergeSplits",
+    "o_proj gemmMatrix in splits",
+    "post_norm toF16 in splits",
+    "gate_up_proj gemmMatrix",
+    "down_proj gemmMatrix in splits",
+  ]);
+});
