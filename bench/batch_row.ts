@@ -15,7 +15,7 @@ export async function batchRow(
   prompt: number,
   sequences: number,
 ): Promise<Measured> {
-  const { model, maxTokens } = setting.options;
+  const { model, maxTokens, device, kv, opening } = setting.options;
   const { peaks } = await setting.onGpu();
   const { qwen, runner } = await setting.model(prompt + maxTokens);
   const { vocabSize } = qwen.config;
@@ -41,7 +41,7 @@ export async function batchRow(
     stepBytes(runner, prompt + Math.floor(maxTokens / 2)),
   );
   const { phases: [, step] } = await profile(model, {
-    device: "gpu",
+    ...{ ...device, device: "gpu", kv, opening },
     batch: sequences,
     promptTokens: prompt,
     maxTokens,

@@ -54,12 +54,11 @@ export async function compareRow(
   setting: BenchSetting,
   promptTokens: number,
 ): Promise<Measured> {
-  const { model, runs, opening } = setting.options;
+  const { model, runs, opening, device, kv } = setting.options;
   setting.freeModel();
   const maxTokens = CPU_TOKENS;
   const { phases } = await profile(model, {
-    opening,
-    device: "gpu",
+    ...{ ...device, device: "gpu", kv, opening },
     promptTokens,
     maxTokens,
   });
