@@ -12,7 +12,6 @@ import {
   ROUNDED_BLOCK,
 } from "../lib/dispatch/shapes.ts";
 import { formatNamed } from "../lib/formats/mod.ts";
-import { type CpuTensor, toF32 } from "../lib/formats/tensor.ts";
 import type { Grid } from "../lib/webgpu/kernel.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import {
@@ -23,6 +22,7 @@ import {
   HEADS_128,
   HEADS_96,
   inPages,
+  inParts,
   merged,
   ODD_HEADS,
   positionsTensor,
@@ -31,10 +31,10 @@ import {
 } from "./attention_case.ts";
 import {
   type Buffers,
-  type CaseRandom,
   EPS,
   type Expected,
   HALF_ROUNDED,
+  halfNorms,
   type Result,
   room,
   SUM,
@@ -230,7 +230,9 @@ function ownResults(
           ? merged(Array.from(y).slice(size), state, headDim, splits).values
           : own({ y, ...more }),
       ...attended,
-      tolerance: half && !apart ? HALF_ROUNDED : SUM,
+      ...(half && !apart
+        ? { norms: halfNorms(attended.norms), tolerance: HALF_ROUNDED }
+        : { tolerance: SUM }),
     },
     ...(leaves
       ? [{
@@ -241,21 +243,6 @@ function ownResults(
       }]
       : []),
   ];
-}
-
-/** Random parts of a tensor, which add up to it. */
-function inParts(
-  whole: CpuTensor,
-  parts: number,
-  random: CaseRandom,
-): CpuTensor {
-  const { length } = whole.data, sum = toF32(whole);
-  const { data, ...all } = random.tensor("f32", [parts, ...whole.shape]);
-  for (let i = 0; i < length; i++) {
-    data[i] = sum[i];
-    for (let s = 1; s < parts; s++) data[i] -= data[s * length + i];
-  }
-  return { ...all, data };
 }
 
 /** Throws if the kernel cannot do what LEAVES or PROJECT ask for. */

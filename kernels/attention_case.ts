@@ -17,6 +17,7 @@ import { type CpuTensor, toF32 } from "../lib/formats/tensor.ts";
 import {
   type Attention,
   type Buffers,
+  type CaseRandom,
   type CaseTools,
   EPS,
   HALF_ATTENTION,
@@ -82,6 +83,21 @@ export function sizesOf(
     rows,
     eps: EPS,
   };
+}
+
+/** Random parts of a tensor, which add up to it. */
+export function inParts(
+  whole: CpuTensor,
+  parts: number,
+  random: CaseRandom,
+): CpuTensor {
+  const { length } = whole.data, sum = toF32(whole);
+  const { data, ...all } = random.tensor("f32", [parts, ...whole.shape]);
+  for (let i = 0; i < length; i++) {
+    data[i] = sum[i];
+    for (let s = 1; s < parts; s++) data[i] -= data[s * length + i];
+  }
+  return { ...all, data };
 }
 
 /** Describes a case: `4 heads of 128 over 2, 154 keys in f16, norms in bf16`. */

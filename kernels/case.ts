@@ -189,8 +189,14 @@ export const SUM = 1e-5;
 export const HALF_SUM = 1e-2;
 /** Tolerance of sums by rows that are rounded to 15 bits: the error is about a tenth of it. */
 export const INTEGER_SUM = 3e-4;
-/** Tolerance of results that are rounded to f16, which keeps 11 bits. */
+/** Tolerance of results that are rounded to f16, relative to {@linkcode halfNorms}. */
 export const HALF_ROUNDED = 2 ** -11;
+/**
+ * Norms of results that are stored in f16, in units of `unit`: it keeps 11 bits, of numbers below
+ * 2⁻¹⁴ fewer.
+ */
+export const halfNorms = (norms: Float64Array, unit = 1): Float64Array =>
+  norms.map((norm) => Math.max(norm, unit * 2 ** -14));
 /** Tolerance of attention in f16 and of values in an f16 cache. */
 export const HALF_ATTENTION = 4e-3;
 

@@ -20,6 +20,7 @@ import {
   type Expected,
   FLOATS,
   HALF_ROUNDED,
+  halfNorms,
   type Result,
   room,
   rowSums,
@@ -572,7 +573,12 @@ export const gemmMatrix = defineKernel<MatrixCase>({
                 return sum * (rounds ? resultUnit : 1);
               }),
             ...result,
-            tolerance: rounds ? HALF_ROUNDED : SUM,
+            ...(rounds
+              ? {
+                norms: halfNorms(result.norms, resultUnit),
+                tolerance: HALF_ROUNDED,
+              }
+              : { tolerance: SUM }),
           },
           ...told,
           ...left,
@@ -605,7 +611,7 @@ function leftFor(
     {
       of: ({ nextRows }) => Array.from(nextRows, (v) => v * unit),
       values: values.map((v, i) => v * norm[i % n]),
-      norms: sizes.map((v, i) => v * Math.abs(norm[i % n])),
+      norms: halfNorms(sizes.map((v, i) => v * Math.abs(norm[i % n])), unit),
       tolerance: HALF_ROUNDED,
     },
     {

@@ -4,7 +4,7 @@ import { toF32 } from "../lib/formats/tensor.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
 import { LANES, LOW } from "../lib/webgpu/wgsl.ts";
 import { merged, stateTensor } from "./attention_case.ts";
-import { HALF_ROUNDED, room, SUM } from "./case.ts";
+import { type Buffers, HALF_ROUNDED, halfNorms, room, SUM } from "./case.ts";
 import { defineKernel } from "./define.ts";
 import { splitAt, STATE } from "./heads.ts";
 import { bitsOf } from "./sample_case.ts";
@@ -169,11 +169,16 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         ...laneConstants(device),
       },
       uniforms: { heads: all },
-      expected: () => [{
-        of: ({ y, halfY = y }) => Array.from(halfY).slice(0, size),
-        ...merged(partial, state.data, headDim, splits),
-        tolerance: half ? HALF_ROUNDED : SUM,
-      }],
+      expected: () => {
+        const of = ({ y, halfY = y }: Buffers) =>
+          Array.from(halfY).slice(0, size);
+        const whole = merged(partial, state.data, headDim, splits);
+        const norms = half ? halfNorms(whole.norms) : whole.norms;
+        return [{
+          ...{ ...whole, of, norms },
+          tolerance: half ? HALF_ROUNDED : SUM,
+        }];
+      },
     };
   },
 });

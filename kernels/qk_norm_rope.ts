@@ -8,6 +8,7 @@ import {
   HEADS_128,
   HEADS_96,
   inPages,
+  inParts,
   ODD_HEADS,
   positionsTensor,
   sizesOf,
@@ -56,21 +57,27 @@ const quantize = (x: string) => /* wgsl */ `
     }
   }`;
 
+/** A pass whose `qkv` may be left in parts, to be added up. */
+interface NormCase extends AttentionCase {
+  parts?: number;
+}
+
 /**
  * Does what lies between the packed projection and attention, for every head of every row:
  * norms and rotates q into a tensor of its own, norms and rotates k, and appends k and v
- * to the KV cache. Row r is token `r % tokens` of sequence `first + r / tokens`.
+ * to the KV cache. Row r is token `r % tokens` of sequence `first + r / tokens`. QKV_SPLITS: see
+ * attend_decode.ts.
  *
  * A key or value that f16 cannot hold sets `state[0]`, so that no run continues with an
  * infinity.
  */
-export const qkNormRope = defineKernel<AttentionCase>({
+export const qkNormRope = defineKernel<NormCase>({
   name: "qkNormRope",
-  buffers: ({ VEC, CACHE }) => {
+  buffers: ({ VEC, CACHE, QKV_SPLITS }) => {
     const view = VEC === 4 ? "vec4" : "scalar";
     const cache = CACHE === "q8_0" ? "any as raw" : `headDim as ${view}`;
     return {
-      qkv: `m width as ${view}`,
+      qkv: `${QKV_SPLITS ? "qkvSplits " : ""}m width as ${view}`,
       qNorm: `headDim as ${view}`,
       kNorm: `headDim as ${view}`,
       positions: `rows headDim as ${view}`,
@@ -87,6 +94,7 @@ export const qkNormRope = defineKernel<AttentionCase>({
     WORKGROUP: 128,
     LOG_LANES: 4,
     SUBGROUPS: 1,
+    QKV_SPLITS: 0,
     CACHE: "float",
     ...NOT_PAGED,
   },
@@ -144,8 +152,14 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   @unroll for (var p = 0; p < PAIRS; p++) {
     let i = p * LANES + lane;
     if (i < HALF) {
-      a[p] = qkv_at((row * all + head) * 2u * HALF + i);
-      b[p] = qkv_at((row * all + head) * 2u * HALF + HALF + i);
+      let at = (row * all + head) * 2u * HALF + i;
+      a[p] = qkv_at(at);
+      b[p] = qkv_at(at + HALF);
+      @unroll for (var s = 1; s < QKV_SPLITS; s++) {
+        let more = at + s * u.m * all * 2u * HALF;
+        a[p] += qkv_at(more);
+        b[p] += qkv_at(more + HALF);
+      }
       sum += square(a[p]) + square(b[p]);
     }
   }
@@ -230,14 +244,28 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       ...HEADS_96,
       ...{ lengths: [14, 3], tokens: 5, cache: "q8_0", norm: "f32", page: 8 },
     },
+    {
+      ...HEADS_128,
+      ...{ lengths: [9, 3], tokens: 5, cache: "f16", norm: "bf16", parts: 3 },
+    },
+    {
+      ...ODD_HEADS,
+      lengths: [9],
+      tokens: 5,
+      cache: "f32",
+      norm: "f32",
+      parts: 2,
+    },
   ],
   makeCase(given, { device, random, reference }) {
     const sizes = sizesOf(given), { heads, headDim, tokens } = given;
+    const { parts = 0 } = given;
     const inputs = reference.attentionInputs(random, sizes, given);
     return inPages(given, {
-      what: attentionText(given),
+      what: attentionText(given) + (parts ? `, qkv in ${parts} parts` : ""),
       operands: {
         ...inputs,
+        ...(parts ? { qkv: inParts(inputs.qkv, parts, random) } : {}),
         positions: positionsTensor(given.lengths, inputs.angles),
         q: room([sizes.rows, heads * headDim]),
         state: stateTensor(given.lengths.length, heads),
@@ -245,6 +273,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       constants: {
         ...headConstants(headDim, device),
         ...cacheConstant(given.cache),
+        QKV_SPLITS: parts,
       },
       uniforms: { heads, first: 0, tokens, eps: EPS },
       expected: () => {

@@ -1,6 +1,6 @@
 import { matrixToF32 } from "../lib/formats/tensor.ts";
 import { splitGrid } from "../lib/webgpu/kernel.ts";
-import { BLOCKS, FLOATS, HALF_ROUNDED } from "./case.ts";
+import { BLOCKS, FLOATS, HALF_ROUNDED, halfNorms } from "./case.ts";
 import { defineKernel } from "./define.ts";
 
 /**
@@ -41,8 +41,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         return [{
           of: "y",
           values,
-          // Half a unit of f16's last place, or of its subnormal numbers.
-          norms: values.map((v) => Math.abs(v) + 2 ** -14),
+          norms: halfNorms(values.map(Math.abs)),
           tolerance: HALF_ROUNDED,
         }];
       },

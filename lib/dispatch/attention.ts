@@ -112,7 +112,7 @@ const mergesSplits = (
 /** Storage buffers that decode attention binds if it also reads the next weights ahead. */
 export const AHEAD_BUFFERS = 10;
 /** Storage buffers that it binds if it rounds its row, or leaves rows in f16. */
-const LEAVING_BUFFERS = 9;
+export const LEAVING_BUFFERS = 9;
 
 /**
  * Maximum bytes of the matrices that are read ahead, in part. That paid for those of 0.6B, 19
@@ -227,13 +227,6 @@ function roundsAttended(
   return buffers >= LEAVING_BUFFERS ||
     `that binds ${LEAVING_BUFFERS} storage buffers, the device allows ${buffers}`;
 }
-
-/**
- * Whether attention in a decode step may leave its rows in f16, for a matmul by tensor cores:
- * averages of cached values that are f16 need no scale.
- */
-export const leavesHalf = (cache: CacheDtype, device: Capabilities): boolean =>
-  cache === "f16" && mostBuffers(device) >= LEAVING_BUFFERS;
 
 /** Attention of few keys and o_proj in one dispatch. */
 export interface ProjectionChoice {

@@ -12,7 +12,11 @@ import { prefillGrid, splitsEnd } from "../../kernels/heads.ts";
 import { mergeSplits } from "../../kernels/merge_splits.ts";
 import { qkNormRope } from "../../kernels/qk_norm_rope.ts";
 import type { Matrix } from "../formats/matrix.ts";
-import { exactLanes, laneConstants } from "../dispatch/capabilities.ts";
+import {
+  exactLanes,
+  laneConstants,
+  mostBuffers,
+} from "../dispatch/capabilities.ts";
 import {
   cacheConstant,
   chooseDecodeAttention,
@@ -20,7 +24,7 @@ import {
   choosePrefillSplits,
   chooseProjection,
   headConstants,
-  leavesHalf,
+  LEAVING_BUFFERS,
   mostSplits,
   type PrefillSplits,
   type ProjectionChoice,
@@ -57,6 +61,9 @@ interface Attend {
   layer: number;
 }
 
+/** Added to the reason where results are stored as f16 only. */
+const LEFT_HALF = "; its results are f16 for the next kernel";
+
 /** How many splits of qkv_proj attention adds up. */
 const splitsOf = ({ parts }: Attend): number => parts?.shape[0] ?? 0;
 
@@ -78,14 +85,12 @@ export class AttentionLayers {
   ): Tensor {
     const { recording } = this.recorder;
     recording.flags = cache.flags;
-    const unsummed = recording.unsummed.get(qkv.buffer);
+    const parts = recording.unsummed.get(qkv.buffer);
     recording.unsummed.delete(qkv.buffer);
-    const step = { qkv, qNorm, kNorm, cache, layer };
-    if (cache.pass.tokens === 1) {
-      return this.#attendDecode({ ...step, parts: unsummed?.parts }, next);
-    }
-    unsummed?.sum();
-    return this.#attendPrefill(step);
+    const step = { qkv, parts, qNorm, kNorm, cache, layer };
+    return cache.pass.tokens === 1
+      ? this.#attendDecode(step, next)
+      : this.#attendPrefill(step, next?.[0]);
   }
 
   /** The operands of the kernels that normalize and rotate heads. */
@@ -114,7 +119,8 @@ export class AttentionLayers {
     const y = this.recorder.rows("attention", 1, all * width).view(all, width);
     recording.ahead.delete(y.buffer);
     const leaves = choices.every(({ leaves }) => leaves);
-    const half = this.#leaveHalf(step, y, oProj);
+    const fits = mostBuffers(gpu) >= LEAVING_BUFFERS;
+    const half = this.#leaveHalf(step, y, fits ? oProj : undefined);
     const operands = {
       ...this.#headOperands(step),
       y,
@@ -148,7 +154,7 @@ export class AttentionLayers {
         label,
         reason: choice.reason + apart +
           (parts ? "; it adds up the splits of qkv_proj" : "") +
-          (half ? "; its results are f16 for the next kernel" : "") +
+          (half ? LEFT_HALF : "") +
           (ahead
             ? `; ${fetchers} more workgroups prefetch the next weights into the cache`
             : ""),
@@ -173,16 +179,19 @@ export class AttentionLayers {
     return attended;
   }
 
-  /** Allocates rows of f16 instead of `y`, if `w`, which multiplies them, reads them so. */
+  /**
+   * Allocates rows of f16 instead of `y`, if `w`, which multiplies them, reads them so: averages
+   * of cached values that are f16 need no scale.
+   */
   #leaveHalf(
     { qkv, cache }: Attend,
     y: Tensor,
     w?: Matrix<Tensor>,
   ): { halfY: Tensor } | undefined {
-    const { gpu, joins, recording } = this.recorder;
+    const { joins, recording } = this.recorder;
     recording.halved.delete(y.buffer);
     const [rows] = qkv.shape, [, width] = y.shape;
-    const headroom = joins && w && leavesHalf(cache.dtype, gpu) &&
+    const headroom = joins && w && cache.dtype === "f16" &&
       this.linears.headroomFor(rows, w);
     if (!headroom) return undefined;
     const halfY = this.recorder.scratch(
@@ -230,7 +239,7 @@ export class AttentionLayers {
     };
   }
 
-  #attendPrefill(step: Attend): Tensor {
+  #attendPrefill(step: Attend, oProj?: Matrix<Tensor>): Tensor {
     const { gpu, config } = this.recorder;
     const { qkv, cache, layer } = step;
     const { headDim, numAttentionHeads: heads } = config;
@@ -245,7 +254,7 @@ export class AttentionLayers {
       constants: {
         ...headConstants(headDim, gpu),
         ...cacheConstant(cache.dtype),
-        ...cache.constants,
+        ...{ QKV_SPLITS: splitsOf(step), ...cache.constants },
       },
       uniforms: { heads, first, tokens, eps },
     });
@@ -273,14 +282,18 @@ export class AttentionLayers {
       )
       : undefined;
     const label = `layers.${layer}.attention`;
-    const { k, v } = cache.layers[layer];
+    const { k, v } = cache.layers[layer], lengths = cache.placesOnDevice;
+    const byMatrix = kernel === attendPrefillMatrix;
+    const half = this.#leaveHalf(step, y, byMatrix ? oProj : undefined);
     this.recorder.plan.add(kernel, {
-      ...{ q, lengths: cache.placesOnDevice, k, v, y },
+      ...{ q, lengths, k, v, y: half?.halfY ?? y },
       ...(state ? { state } : {}),
     }, {
       label,
       reason:
-        `many tokens: rows of a kv head share each tile of keys; ${multiplies}; ${reason}`,
+        `many tokens: rows of a kv head share each tile of keys; ${multiplies}; ${reason}${
+          half ? LEFT_HALF : ""
+        }`,
       constants: {
         HEAD_DIM: headDim,
         ...constants,

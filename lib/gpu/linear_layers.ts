@@ -345,21 +345,19 @@ export class LinearLayers {
       recording.halved.set(y.buffer, { norm: after, headroom, ...made });
       return;
     }
-    const sum = () =>
-      this.recorder.plan.add(sumSplits, { partial, y }, {
-        label: w.label,
-        reason: "sums the splits of k",
-        constants: {
-          SPLITS: splits,
-          ADD: epilogue === "add" ? 1 : 0,
-          Y_FOURS: part.begin % 4 === 0 && n % 4 === 0 ? 1 : 0,
-        },
-        uniforms: { stride: y.shape[1], column: part.begin },
-      });
-    if (!parts || !one) return sum();
-    recording.unsummed.set(y.buffer, {
-      parts: partial.view(splits, m, n),
-      sum,
+    if (parts && one) {
+      recording.unsummed.set(y.buffer, partial.view(splits, m, n));
+      return;
+    }
+    this.recorder.plan.add(sumSplits, { partial, y }, {
+      label: w.label,
+      reason: "sums the splits of k",
+      constants: {
+        SPLITS: splits,
+        ADD: epilogue === "add" ? 1 : 0,
+        Y_FOURS: part.begin % 4 === 0 && n % 4 === 0 ? 1 : 0,
+      },
+      uniforms: { stride: y.shape[1], column: part.begin },
     });
   }
 

@@ -37,14 +37,6 @@ export interface Halved extends Halves {
   readonly headroom: number;
 }
 
-/** Parts of a result that are still to be added up. */
-export interface Unsummed {
-  /** `[parts, rows, columns]`. */
-  readonly parts: Tensor;
-  /** Records that, for kernels that do not. */
-  sum(): void;
-}
-
 /** A row that the kernel that made it has rounded for the next one. */
 export interface Rounded {
   row: Tensor;
@@ -96,8 +88,8 @@ export class Recording {
   readonly ahead = new Map<GPUBuffer, Rounded>();
   /** Rows in f16 for the next kernel, by the buffer of those in f32. */
   readonly halved = new Map<GPUBuffer, Halved>();
-  /** Results of matmuls that split k. */
-  readonly unsummed = new Map<GPUBuffer, Unsummed>();
+  /** Parts that a result is still to be added up from, `[parts, rows, columns]`. */
+  readonly unsummed = new Map<GPUBuffer, Tensor>();
   /** Results of attention that are computed with what they are multiplied by. */
   readonly unprojected = new Map<GPUBuffer, Unprojected>();
   /** How rows are grouped by expert, if they are, by the buffer of what was chosen. */

@@ -24,7 +24,7 @@ import { MATRIX_GPU } from "../support/subgroup_matrices.ts";
 import { copyCheckpoint, scaleWeights } from "../support/temp_checkpoint.ts";
 import { wrapGpu } from "../support/wrapped_gpu.ts";
 
-const CONTEXT = 24;
+const CONTEXT = 24, PROMPT = 70;
 
 const CONFIG: Qwen3Config = {
   ...parseSynthetic("synthetic:qwen3-0.6b?layers=2&vocab=61").config,
@@ -35,16 +35,24 @@ const CONFIG: Qwen3Config = {
   headDim: 128,
 };
 
-/** Runs a step of `rows` texts here and on the CPU; weights of gates are `2 ** power` as large. */
-async function step(
+/**
+ * Runs a pass of `tokens` tokens of each of `rows` texts here and on the CPU; weights of gates are
+ * `2 ** power` as large.
+ */
+async function run(
   trial: Trial,
-  { rows, power = 0 }: { rows: number; power?: number },
+  { rows, tokens = 1, power = 0 }: {
+    rows: number;
+    tokens?: number;
+    power?: number;
+  },
 ) {
   const { gpu, random } = trial;
   const weights = mapWeights(qwen3.weights(CONFIG), (spec) => {
     const [n, columns] = stackedShape(spec), { label } = spec;
     if (columns === undefined) {
-      return matrixOf(random.tensor("f32", [n], 0.3, 1), label);
+      const norm = matrixOf(random.tensor("f32", [n], 0.3, 1), label);
+      return { ...norm, largest: 2 };
     }
     const scale = (/gate_up/.test(label) ? 2 ** power : 1) /
       Math.sqrt(columns);
@@ -59,28 +67,33 @@ async function step(
     weights,
     (matrix) => withPlanes(matrix, (plane) => trial.upload(plane)),
   );
-  const pass = { first: 0, sequences: rows, tokens: 1 };
-  const ids = Uint32Array.from({ length: rows }, () => random.int(0, 60));
+  const pass = { first: 0, sequences: rows, tokens };
+  const ids = Uint32Array.from(
+    { length: rows * tokens },
+    () => random.int(0, 60),
+  );
+  const context = CONTEXT + tokens;
   const lengths = Array.from(
     { length: rows },
     () => random.int(0, CONTEXT - 1),
   );
   using cpu = new CpuOps(CONFIG, { simd: false });
-  using onCpu = cpu.createCache(rows, CONTEXT);
+  using onCpu = cpu.createCache(rows, context);
   using ops = new GpuOps(gpu, CONFIG);
-  using cache = new GpuKvCache(gpu, CONFIG, rows, CONTEXT, "f16");
-  using tokens = Tensor.create(gpu, "u32", [rows], ids);
-  const input: CpuTensor = { dtype: "u32", shape: [rows], data: ids };
+  using cache = new GpuKvCache(gpu, CONFIG, rows, context, "f16");
+  const { length } = ids;
+  using onGpu = Tensor.create(gpu, "u32", [length], ids);
+  const input: CpuTensor = { dtype: "u32", shape: [length], data: ids };
   for (const each of [cache, onCpu]) {
     each.reset(lengths);
     each.begin(pass);
   }
   const expected = finish(forward(cpu, weights, input, onCpu));
-  const run = async () => {
-    const plan = new Plan(gpu, cache.literals(1));
+  const runOnce = async () => {
+    const plan = new Plan(gpu, cache.literals(tokens));
     ops.plan = plan;
     cache.record(pass);
-    const logits = finish(forward(ops, onDevice, tokens, cache));
+    const logits = finish(forward(ops, onDevice, onGpu, cache));
     plan.run({ length: Math.max(...lengths) });
     const kernels = plan.dispatches.filter(({ gridAt }) =>
       !gridAt || gridAt({ length: Math.max(...lengths) })
@@ -90,9 +103,9 @@ async function step(
     plan[Symbol.dispose]();
     return { error, overflowed, kernels };
   };
-  const first = await run();
+  const first = await runOnce();
   ops.joins = false;
-  return { first, apart: await run() };
+  return { first, apart: await runOnce() };
 }
 
 const inFirst = (kernels: readonly string[]) =>
@@ -104,7 +117,7 @@ gpuTest(
   async (_, { draw }) => {
     using gpu = await openDevice({ gpu: wrapGpu(MATRIX_GPU).gpu });
     using trial = new Trial(gpu, draw);
-    const { first, apart } = await step(trial, { rows: 13 });
+    const { first, apart } = await run(trial, { rows: 13 });
     assertEquals(inFirst(first.kernels), [
       "input_norm toF16",
       "qkv_proj gemmMatrix",
@@ -127,7 +140,7 @@ gpuTest(
   async (_, { draw }) => {
     using gpu = await openDevice({ gpu: wrapGpu(MATRIX_GPU).gpu });
     using trial = new Trial(gpu, draw);
-    const { first, apart } = await step(trial, { rows: 70 });
+    const { first, apart } = await run(trial, { rows: 70 });
     assertEquals(inFirst(first.kernels), [
       "input_norm toF16",
       "qkv_proj gemmMatrix",
@@ -143,11 +156,34 @@ gpuTest(
 );
 
 gpuTest(
+  "a prompt's rows are converted only where they are normed",
+  async (_, { draw }) => {
+    using gpu = await openDevice({ gpu: wrapGpu(MATRIX_GPU).gpu });
+    using trial = new Trial(gpu, draw);
+    const given = { rows: 1, tokens: PROMPT };
+    const { first, apart } = await run(trial, given);
+    assertEquals(inFirst(first.kernels), [
+      "input_norm toF16",
+      "qkv_proj gemmMatrix",
+      "qk_norm_rope qkNormRope",
+      "attention attendPrefillMatrix",
+      "o_proj gemmMatrix",
+      "post_norm toF16",
+      "gate_up_proj gemmMatrix",
+      "down_proj gemmMatrix",
+    ]);
+    // Sums of qkv_proj, and rows of attention and of gates, of two layers.
+    assertEquals(apart.kernels.length - first.kernels.length, 2 * 3);
+    for (const { error } of [first, apart]) assert(error < 3e-3, `${error}`);
+  },
+);
+
+gpuTest(
   "gates that do not fit f16 raise a flag, and are right if nothing is left in f16",
   async (_, { draw }) => {
     using gpu = await openDevice({ gpu: wrapGpu(MATRIX_GPU).gpu });
     using trial = new Trial(gpu, draw);
-    const { first, apart } = await step(trial, { rows: 9, power: 11 });
+    const { first, apart } = await run(trial, { rows: 9, power: 11 });
     assert(first.overflowed);
     assert(!apart.overflowed);
     assert(apart.error < 3e-3, `${apart.error}`);

@@ -74,7 +74,6 @@ Deno.test("splits are summed into f16 only where the next matmul reads that", ()
   ]);
   // Of a prompt, only the last row goes on.
   assertEquals(summing("0.6b", { tokens: 64, sequences: 1 }), [
-    "sumSplits layers.0.qkv_proj",
     "toF16 layers.0.post_norm",
     "sumSplits layers.0.down_proj",
   ]);
