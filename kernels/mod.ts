@@ -37,6 +37,7 @@ export { rmsNorm } from "./rms_norm.ts";
 export { sampleAdjust } from "./sample_adjust.ts";
 export { sampleDraw } from "./sample_draw.ts";
 export { sampleFinish } from "./sample_finish.ts";
+export { sampleGreedy } from "./sample_greedy.ts";
 export { sampleHistogram } from "./sample_histogram.ts";
 export { sampleLogprobs } from "./sample_logprobs.ts";
 export { sampleTopK } from "./sample_top_k.ts";

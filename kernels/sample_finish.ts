@@ -40,25 +40,49 @@ const each = (body: string) => /* wgsl */ `
     ${body}
   }`;
 
+/** What advances the decode loop, and the sequences whose state that is. */
+export const LOOP_CONTRACT = (c: Constants) => ({
+  ...SETTINGS_CONTRACT,
+  tokens: "inout sequences",
+  ring: "inout steps slots",
+  lengths: "inout sequences",
+  ...(c.COUNTS ? { history: "inout sequences vocab" } : {}),
+  step: "inout sequences",
+});
+
+/** Advances it by token `best.y` of a row whose highest score is `top`, in step `at`. */
+export const ADVANCE = /* wgsl */ `
+    tokens[sequence] = best.y;
+    let fault = fault_of(top, masked_of(sequence));
+    ring[(at % u.steps) * u.slots + sequence] = select(best.y, fault, fault != 0u);
+    lengths[sequence] = min(lengths[sequence] + u.advance, u.longest);
+    step[sequence] = at + 1u;
+    @if COUNTS { history[sequence * u.vocab + best.y] += 1u; }`;
+
 /** A sequence's limits; greedy ones are drawn from without noise. */
-interface FinishRow {
+export interface FinishRow {
   topK?: number;
   topP?: number;
   greedy?: boolean;
 }
 
-interface FinishCase extends SampleSizes {
-  /** Which kernel left the records. */
+interface FinishCase extends LoopCase {
   from: "winners" | "top-k" | "histogram";
+}
+
+/** Sequences of which each gets a token. */
+export interface LoopCase extends SampleSizes {
   /** By sequence; the last one is left idle if there are more sequences. */
   rows: readonly FinishRow[];
   /** Whether tokens are counted. */
   counts?: boolean;
+  /** Which kernel left records, if one did. */
+  from?: string;
 }
 
 /** Makes a case from its operands and the tokens that must be chosen. */
-function finishCase(
-  { sequences, vocab, from, rows, counts = false }: FinishCase,
+export function loopCase(
+  { sequences, vocab, rows, counts = false, from }: LoopCase,
   device: CaseTools["device"],
   operands: Record<string, CpuTensor>,
   constants: Constants,
@@ -73,9 +97,9 @@ function finishCase(
     (_, i) => i % 3 ? i % 5 : 0x80000000,
   );
   return {
-    what: `[${sequences}, ${vocab}] from ${from}, ${rowsText(rows)}${
-      counts ? ", counted" : ""
-    }`,
+    what: `[${sequences}, ${vocab}]${from ? ` from ${from}` : ""}, ${
+      rowsText(rows)
+    }${counts ? ", counted" : ""}`,
     operands: {
       ...operands,
       settings: settingsTensor(begin.map((_, s) =>
@@ -142,7 +166,7 @@ function finishWinners(
     records.data.set([keyOf(score), id, 0], (s * chunks + c) * 4);
   });
   const all = Array.from({ length: vocab }, (_, id) => id);
-  return finishCase(
+  return loopCase(
     given,
     device,
     { records },
@@ -192,7 +216,7 @@ function finishTopK(given: FinishCase, tools: CaseTools): KernelCase {
     );
   });
   const p = scores.map((_, s) => Math.fround(rows[s]?.topP ?? 1));
-  return finishCase(
+  return loopCase(
     given,
     tools.device,
     { records, candidates },
@@ -245,7 +269,7 @@ function finishHistogram(given: FinishCase, tools: CaseTools): KernelCase {
     );
   });
   const p = bins.map((found) => found.p);
-  return finishCase(
+  return loopCase(
     given,
     tools.device,
     { records, candidates },
@@ -279,12 +303,7 @@ export const sampleFinish = defineKernel<FinishCase>({
   buffers: (c) => ({
     records: "sequences chunks any",
     ...(c.CANDIDATES ? { candidates: "sequences chunks room any" } : {}),
-    ...SETTINGS_CONTRACT,
-    tokens: "inout sequences",
-    ring: "inout steps slots",
-    lengths: "inout sequences",
-    ...(c.COUNTS ? { history: "inout sequences vocab" } : {}),
-    step: "inout sequences",
+    ...LOOP_CONTRACT(c),
   }),
   uniforms: { advance: "u32", longest: "u32" },
   constants: {
@@ -446,13 +465,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       limit_id = best.y;
     }
   }
-  if (tid == 0u) {
-    tokens[sequence] = best.y;
-    let fault = fault_of(top, masked_of(sequence));
-    ring[(at % u.steps) * u.slots + sequence] = select(best.y, fault, fault != 0u);
-    lengths[sequence] = min(lengths[sequence] + u.advance, u.longest);
-    step[sequence] = at + 1u;
-    @if COUNTS { history[sequence * u.vocab + best.y] += 1u; }
+  if (tid == 0u) {${ADVANCE}
   }
 }`,
   cases: [

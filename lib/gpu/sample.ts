@@ -9,6 +9,7 @@ import { argmax } from "../../kernels/argmax.ts";
 import { sampleAdjust } from "../../kernels/sample_adjust.ts";
 import { sampleDraw } from "../../kernels/sample_draw.ts";
 import { sampleFinish } from "../../kernels/sample_finish.ts";
+import { foundWords, sampleGreedy } from "../../kernels/sample_greedy.ts";
 import { sampleHistogram } from "../../kernels/sample_histogram.ts";
 import {
   LOGPROB_WORDS,
@@ -244,7 +245,7 @@ export const sampledRow = (sampling: Sampling, masked = false): SampledRow => ({
 
 /**
  * Records the dispatches of `choice`, which choose the next token of every sequence from
- * `logits` (f32 `[sequences, vocab]`, which they may change): 2 for greedy decoding and a
+ * `logits` (f32 `[sequences, vocab]`, which they may change): 1 for greedy decoding, 2 for a
  * small top-k, 3 without top-k and top-p, 4 otherwise; one before them if any sequence has
  * penalties, biases or a mask, and two after them for log probabilities. The sequences are
  * the first ones of `state`, which may have more.
@@ -310,9 +311,13 @@ class SamplingRecorder {
   }
 
   #recordGreedy(): void {
-    const records = this.#records();
-    this.#add(argmax, { logits: this.logits, highest: records });
-    this.#finish({ records });
+    const { logits, state } = this, [sequences] = logits.shape;
+    const words = foundWords(sequences, this.#chunks);
+    const found = state.scratch("found", words);
+    const all = { logits, found, ...this.#loop() };
+    this.#add(sampleGreedy, all, {
+      ...{ CHUNKS: this.#chunks, COUNTS: this.choice.adjusts ? 1 : 0 },
+    }, this.lengths);
   }
 
   #recordTopK(): void {
@@ -361,20 +366,23 @@ class SamplingRecorder {
   }
 
   #finish(found: Operands, constants: Record<string, number> = {}): void {
-    const { state, choice: { adjusts }, lengths: uniforms } = this;
-    const { tokens, lengths, step, ring } = state;
-    const own = {
-      ...this.#first({ tokens, lengths, step }),
-      ring,
-      ...adjusts ? this.#first({ history: state.adjustments.history }) : {},
-    };
-    const { settings } = this.#row;
     this.#add(
       sampleFinish,
-      { ...found, settings, ...own },
-      { ...constants, COUNTS: adjusts ? 1 : 0 },
-      uniforms,
+      { ...found, ...this.#loop() },
+      { ...constants, COUNTS: this.choice.adjusts ? 1 : 0 },
+      this.lengths,
     );
+  }
+
+  /** What the choice of a token advances. */
+  #loop(): Operands {
+    const { state, choice: { adjusts } } = this, { settings } = this.#row;
+    const { tokens, lengths, step, ring } = state;
+    return {
+      ...{ settings, ring },
+      ...this.#first({ tokens, lengths, step }),
+      ...adjusts ? this.#first({ history: state.adjustments.history }) : {},
+    };
   }
 
   /** The rows of tensors of the state that are sampled. */

@@ -96,7 +96,7 @@ gpuTest(
 
 gpuTest("debug names the token of wrong sampling", async () => {
   const ways = [
-    ["argmax", { temperature: 0 }, "(score, id, tid)", "(score, id ^ 1u, tid)"],
+    ["sampleGreedy", { temperature: 0 }, "own.y + 1u", "(own.y ^ 1u) + 1u"],
     [
       "sampleFinish",
       { temperature: 2, topK: 20, seed: 3 },

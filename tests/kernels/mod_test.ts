@@ -190,6 +190,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless dispatch ask
       sampleAdjust: 5,
       sampleDraw: 7,
       sampleFinish: 8,
+      sampleGreedy: 8,
       sampleHistogram: 4,
       sampleLogprobs: 7,
       sampleTopK: 4,
