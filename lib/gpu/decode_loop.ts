@@ -8,7 +8,7 @@
 import { firstChunk, nextChunk } from "../dispatch/chunks.ts";
 import { dispatchWork } from "../dispatch/pass_rows.ts";
 import { LONGEST_WAIT_MS } from "../dispatch/rests.ts";
-import { chooseSampling } from "../dispatch/sampling.ts";
+import type { SamplingChoice } from "../dispatch/sampling.ts";
 import {
   allowedNext,
   historyOf,
@@ -20,7 +20,7 @@ import { compileAll, isCompiled } from "../webgpu/pipeline.ts";
 import { type Dispatch, Plan } from "../webgpu/plan.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
 import { OVERFLOW, type ReadWatcher, RingReader } from "./ring_reader.ts";
-import { addSampling, readLogprobs, sampledRow } from "./sample.ts";
+import { addSampling, readLogprobs } from "./sample.ts";
 import type { GpuSequences, Pass } from "./sequences.ts";
 
 /**
@@ -55,6 +55,8 @@ export interface LoopWatcher extends ReadWatcher {
 /** How a {@linkcode DecodeLoop} runs. */
 export interface DecodeOptions {
   sampling: Sampling;
+  /** The dispatches that sample so. */
+  choice: SamplingChoice;
   /** Tokens already sampled, per sequence. */
   step: number;
   /** Tokens to sample, per sequence. */
@@ -172,9 +174,7 @@ export class DecodeLoop implements Disposable {
 
   async #addSampling(plan: Plan, logits: Tensor, longest?: number) {
     const { batch: { ops: { gpu }, state }, options } = this;
-    const { sampling, signal } = options, [, vocab] = logits.shape;
-    const row = sampledRow(sampling, this.#isMasked);
-    const choice = chooseSampling([row], vocab);
+    const { choice, signal } = options;
     addSampling(plan, logits, choice, state, { longest });
     await compileAll(gpu, plan.shaders, signal);
   }

@@ -28,9 +28,10 @@ import {
   GPU_PASSES,
   readTogether,
 } from "../dispatch/state_batches.ts";
-import { requireVocabulary } from "../dispatch/sampling.ts";
+import { chooseSampling, requireVocabulary } from "../dispatch/sampling.ts";
 import type { Gpu } from "../webgpu/device.ts";
 import { GpuRows } from "./rows.ts";
+import { sampledRow } from "./sample.ts";
 import { GpuSequences, type Pass } from "./sequences.ts";
 import { type GpuKvCache, leftOverflowed } from "./kv_cache.ts";
 import { GpuStates } from "./states.ts";
@@ -249,9 +250,14 @@ export class GpuRunner implements Runner {
       : undefined;
     const texts = prompts.map((prompt) => [...prompt]);
     const batch = several ?? this.#one;
+    const isMasked = masks.some((mask) => mask !== undefined);
+    const row = sampledRow(sampling, isMasked);
+    const choice = chooseSampling([row], this.config.vocabSize);
     for (let step = begun; step < maxTokens;) {
       const shaders = () =>
-        batch.promptShaders(texts, this.prefillRows, cached);
+        batch.promptShaders(texts, this.prefillRows, {
+          ...{ cached, sampling: choice },
+        });
       const later = maxTokens - step > 1
         ? () => batch.stepShaders()
         : undefined;
@@ -260,7 +266,7 @@ export class GpuRunner implements Runner {
       {
         using held = this.#begun(batch.cache, texts[0], cached);
         using loop = new DecodeLoop(batch, {
-          sampling,
+          ...{ sampling, choice },
           step,
           maxTokens: maxTokens - step,
           prefillRows: this.prefillRows,

@@ -8,6 +8,7 @@ import type { Matrix } from "../formats/matrix.ts";
 import type { CachePass, CacheSize } from "../model/kv_cache.ts";
 import { dispatchWork, paddedTo, promptPasses } from "../dispatch/pass_rows.ts";
 import { Rests } from "../dispatch/rests.ts";
+import type { SamplingChoice } from "../dispatch/sampling.ts";
 import { DeviceError } from "../errors.ts";
 import { GpuKvCache } from "./kv_cache.ts";
 import type { GpuOps } from "./ops.ts";
@@ -17,7 +18,7 @@ import type { Weights } from "../model/family.ts";
 import { recordVerbs } from "./record.ts";
 import { RingReader } from "./ring_reader.ts";
 import type { Shader } from "../webgpu/pipeline.ts";
-import { SamplerState } from "./sample.ts";
+import { addSampling, SamplerState } from "./sample.ts";
 import { Tensor } from "../webgpu/tensor.ts";
 
 /**
@@ -204,12 +205,14 @@ export class GpuSequences implements Disposable {
   /**
    * Shaders, not compiled yet, for prompts in chunks of `rows` tokens. Records one pass per
    * distinct chunk length, up to the number of passes that are kept; the others need few
-   * shaders of their own. The first `cached` tokens need none.
+   * shaders of their own. The first `cached` tokens need none. Those that sample are included if
+   * `sampling` says how.
    */
   promptShaders(
     prompts: readonly (readonly number[])[],
     rows: number,
-    cached = 0,
+    { cached = 0, sampling }: { cached?: number; sampling?: SamplingChoice } =
+      {},
   ): Shader[] {
     const firsts = new Map<number, number>();
     prompts.forEach(({ length }, sequence) => {
@@ -223,7 +226,11 @@ export class GpuSequences implements Disposable {
       ([tokens, first]) =>
         this.pass({ first, sequences: 1, tokens, all: false }),
     );
-    return passes.flatMap(({ plan }) => plan.shaders);
+    using sampler = new Plan(this.ops.gpu);
+    if (sampling) addSampling(sampler, passes[0].logits, sampling, this.state);
+    return [...passes.map(({ plan }) => plan), sampler].flatMap(({ shaders }) =>
+      shaders
+    );
   }
 
   #passesOf(

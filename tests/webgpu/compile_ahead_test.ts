@@ -14,7 +14,11 @@ import type { Choice } from "../../lib/dispatch/choice.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
 import { host } from "../../lib/host.ts";
 import { loadQwen3 } from "../../lib/load.ts";
+import { chooseSampling } from "../../lib/dispatch/sampling.ts";
+import { GpuOps } from "../../lib/gpu/ops.ts";
 import { GpuRunner } from "../../lib/gpu/runner.ts";
+import { sampledRow } from "../../lib/gpu/sample.ts";
+import { GpuSequences } from "../../lib/gpu/sequences.ts";
 import { resolveSampling } from "../../lib/model/sampling.ts";
 import { isCompiled, type Shader } from "../../lib/webgpu/pipeline.ts";
 import { openCheckpoint } from "../../lib/checkpoint/open.ts";
@@ -267,6 +271,37 @@ gpuTest(
       assertEquals(ids[0], one.ids[0]);
       assertEquals((await run(9)).ids, ids); // now a step is ready
     }
+  },
+);
+
+gpuTest(
+  "a prompt's shaders are all that its first token needs",
+  async () => {
+    using gpu = await openTested();
+    await using checkpoint = await openCheckpoint(TINY);
+    using runner = await GpuRunner.load(gpu, checkpoint, {
+      context: 64,
+      cacheDtype: "f32",
+      f16Matmuls: false,
+    });
+    const { vocabSize } = runner.config, prompt = [1, 2, 3];
+    const sampling = resolveSampling({ temperature: 1, topK: 20 });
+    using ops = new GpuOps(gpu, runner.config);
+    using one = await GpuSequences.create(ops, runner.weights, {
+      ...{ sequences: 1, context: 64, dtype: "f32" },
+    });
+    const asked = one.promptShaders([prompt], runner.prefillRows, {
+      sampling: chooseSampling([sampledRow(sampling)], vocabSize),
+    }).map(({ label }) => label);
+    const made: string[] = [];
+    const { device } = gpu, create = device.createComputePipeline.bind(device);
+    device.createComputePipeline = (descriptor) => {
+      made.push(descriptor.label!);
+      return create(descriptor);
+    };
+    await Array.fromAsync(runner.generate([prompt], sampling, 1));
+    assertEquals([...new Set(made)].sort(), [...new Set(asked)].sort());
+    assert(asked.includes("sampleTopK"), `${asked}`);
   },
 );
 
