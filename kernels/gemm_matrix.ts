@@ -7,6 +7,7 @@ import {
 import {
   chooseMatrices,
   LARGEST_HALF,
+  LEAST_HALF_SQUARE,
   MATRIX,
   MATRIX_LANES,
   matrixTileBytes,
@@ -16,6 +17,8 @@ import { formatNamed } from "../lib/formats/mod.ts";
 import { matrixToF32, toF32 } from "../lib/formats/tensor.ts";
 import {
   BLOCKS,
+  type Buffers,
+  type CaseRandom,
   EPS,
   type Expected,
   FLOATS,
@@ -29,6 +32,7 @@ import {
 } from "./case.ts";
 import { linearCost } from "./cost.ts";
 import { defineKernel } from "./define.ts";
+import { LEFT_OVERFLOWS } from "./heads.ts";
 import { BEFORE, type LinearCase, linearText } from "./linear_case.ts";
 
 /** Repeats code for each of the items of a tile that a thread loads. */
@@ -156,23 +160,24 @@ const finish = /* wgsl */ `
         @if EPILOGUE == "add" { value += c_span(to, left); }
         @if RESULT_UNIT {
           @if EPILOGUE == "add" {
-            squared_parts[tid] = dot(value, value);
+            let normed = value * nextNorm_span(column, left);
+            let own = subgroup * LANES + lane; // and its neighbors have the same row
+            squared_parts[own] = vec2f(dot(value, value), dot(normed, normed));
             workgroupBarrier();
             if (left > 0u && x % 4u == 0u) {
-              squares[row * (columns / 16u) + column / 16u] =
-                squared_parts[tid] + squared_parts[tid + 1u] + squared_parts[tid + 2u] + squared_parts[tid + 3u];
+              let squared = squared_parts[own] + squared_parts[own + 1u] + squared_parts[own + 2u] + squared_parts[own + 3u];
+              let part = 2u * (row * (columns / 16u) + column / 16u);
+              squares[part] = squared.x;
+              squares[part + 1u] = squared.y;
             }
             @if 16 * FOURS > SK * LANES { workgroupBarrier(); }
-            let made = value * nextNorm_span(column, left) / f32(RESULT_UNIT);
+            let made = normed / f32(RESULT_UNIT);
             nextRows_store(to, left, made);
           } @else {
             let made = value / f32(RESULT_UNIT);
             c_store(to, left, made);
           }
-          if (left > 0u && !all(abs(made) <= vec4f(${LARGEST_HALF}.0))) {
-            flags[0] = 1u;
-            flags[2] = 1u;
-          }
+          if (left > 0u && !all(abs(made) <= vec4f(${LARGEST_HALF}.0))) { misfit(); }
         }
         @if RESULT_UNIT == 0 || EPILOGUE == "add" { c_store(to, left, value); }
       }
@@ -188,8 +193,14 @@ alias Sum = subgroup_matrix_result<f32, 16, 16>;
 // and 8 of padding, which spreads the rows of a block over all banks.
 var<workgroup> tile: array<array<vec4u, 16u * STRIDE>, BLOCKS * STAGES>;
 
-@if NORM || RESULT_UNIT { var<workgroup> squared_parts: array<f32, THREADS>; }
+@if NORM || RESULT_UNIT && EPILOGUE == "add" { var<workgroup> squared_parts: array<vec2f, THREADS>; }
 @if NORM { var<workgroup> factors: array<f32, BM>; }
+@if NORM || RESULT_UNIT {
+fn misfit() {
+  flags[0] = 1u;
+  flags[2] = ${LEFT_OVERFLOWS.halves}u;
+}
+}
 
 fn remaining(begin: u32, size: u32) -> u32 { return size - min(begin, size); }
 
@@ -242,26 +253,29 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   var stage = 0u;
   var k0 = min(k_begin, k_last); // a split may have no tile
   @if NORM {
-    @split var parts: array<f32, NORM_LOADS>;
-    let norm_row = min(first_row + tid % BM, u.m - 1u) * u.parts;
+    @split var parts: array<vec2f, NORM_LOADS>;
+    let norm_row = min(first_row + tid % BM, u.m - 1u) * (u.parts / 2u);
     @unroll for (var l = 0; l < NORM_LOADS; l++) {
-      parts[l] = normSquares[norm_row + min(tid / BM + l * (THREADS / BM), u.parts - 1u)];
+      let part = 2u * (norm_row + min(tid / BM + l * (THREADS / BM), u.parts / 2u - 1u));
+      parts[l] = vec2f(normSquares[part], normSquares[part + 1u]);
     }
   }
   ${load}
   @if NORM {
-    var squared = 0.0;
+    var squared = vec2f();
     @unroll for (var l = 0; l < NORM_LOADS; l++) {
-      squared += select(0.0, parts[l], tid / BM + l * (THREADS / BM) < u.parts);
+      squared += select(vec2f(), parts[l], tid / BM + l * (THREADS / BM) < u.parts / 2u);
     }
     squared_parts[tid] = squared;
   }
   ${store}
   workgroupBarrier();
   @if NORM { if (tid < BM) {
-    var squared = 0.0;
+    var squared = vec2f();
     @unroll for (var part = 0; part < THREADS / BM; part++) { squared += squared_parts[part * BM + tid]; }
-    factors[tid] = f32(ROW_UNIT) * inverseSqrt(squared / f32(u.k) + bitcast<f32>(EPS));
+    factors[tid] = f32(ROW_UNIT) * inverseSqrt(squared.x / f32(u.k) + bitcast<f32>(EPS));
+    // So small a row has lost digits.
+    if (squared.x > 0.0 && squared.y < f32(u.k) * f32(ROW_UNIT * ROW_UNIT) * ${LEAST_HALF_SQUARE}) { misfit(); }
   } }
   // Without branches, which cost more than fetching the last tile again.
   for (var at = k_begin; at < k_end; at += BK) {
@@ -347,7 +361,7 @@ export function deriveMatrix(
     FN,
     OUT,
     FOURS: (swiglu ? 2 : 4) * OUT,
-    NORM_LOADS: Math.ceil(parts * BM / THREADS),
+    NORM_LOADS: Math.ceil(parts / 2 * BM / THREADS),
     A_ITEMS: aItems,
     A_LOADS: Math.ceil(aItems / THREADS),
     WIDE: wide,
@@ -396,6 +410,8 @@ interface MatrixCase extends LinearCase {
   resultUnit?: number;
   /** Whether some do not fit. */
   overflows?: boolean;
+  /** Whether the first row of `a` is too small. */
+  small?: boolean;
 }
 
 /**
@@ -416,7 +432,8 @@ interface MatrixCase extends LinearCase {
  * Instead of scales, all rows of `a` can be counted in units of ROW_UNIT, and be normed but for
  * the factor (NORM), which follows from sums of squares. Such rows are the results of this
  * kernel with RESULT_UNIT: those of SwiGLU instead of f32, those that are added to a residual
- * beside it. What does not fit raises the cache's flags, as sums in fixed point do (pending.ts).
+ * beside it, with the sums of squares of both. What does not fit, or is so small that digits are
+ * lost, raises the cache's flags (heads.ts).
  *
  * What limits it, for 128 × 128 × 32 by 2 × 2 subgroups: each loads 8 KiB from workgroup
  * memory for 64 × 64 × 32 products, so a multiprocessor's 128 bytes per cycle take 256
@@ -432,7 +449,7 @@ export const gemmMatrix = defineKernel<MatrixCase>({
     a: "m k as unit",
     b: "n k as unit",
     ...(NORM ? { normSquares: "m parts" } : SCALED ? { scales: "m" } : {}),
-    ...(RESULT_UNIT ? { flags: "inout any as raw" } : {}),
+    ...(NORM || RESULT_UNIT ? { flags: "inout any as raw" } : {}),
     ...(RESULT_UNIT && EPILOGUE === "add"
       ? {
         nextNorm: "n as vec4",
@@ -495,6 +512,7 @@ export const gemmMatrix = defineKernel<MatrixCase>({
     },
     { m: 16, n: 74, k: 1024, w: "bf16", epilogue: "add", rowUnit: 4 },
     { m: 11, n: 80, k: 152, w: "bf16", rowUnit: 16, normed: true },
+    { m: 11, n: 80, k: 152, w: "bf16", rowUnit: 4, normed: true, small: true },
     { m: 41, n: 80, k: 152, w: "f16", rowUnit: 16 },
     {
       m: 41,
@@ -508,13 +526,13 @@ export const gemmMatrix = defineKernel<MatrixCase>({
   ],
   makeCase(given, { device, random, reference }) {
     const { m, n, k, w: dtype, epilogue = "store" } = given;
-    const { rowUnit, normed, resultUnit, overflows } = given;
+    const { rowUnit, normed, resultUnit, overflows, small } = given;
     const swiglu = epilogue === "swiglu", width = swiglu ? n / 2 : n;
     const format = formatNamed(dtype), largest = 1;
     const shape = { m, n, k, format, norm: false, swiglu, largest };
     const choice = chooseMatrices(shape, device);
     if (typeof choice !== "object" || !device.f16) return undefined;
-    const { headroom } = choice, whole = rowUnit ?? resultUnit; // is k
+    const { headroom } = choice, whole = rowUnit ?? resultUnit; // k has no splits
     const { splits, constants } = whole
       ? { splits: 1, constants: { ...choice.constants, SPLITS: 1 } }
       : choice;
@@ -522,12 +540,8 @@ export const gemmMatrix = defineKernel<MatrixCase>({
     const b = random.matrix(dtype, [n, k], largest);
     const scales = random.tensor("f32", [m], 2 ** -14, 2 ** -13);
     if (rowUnit) scales.data.fill(rowUnit);
-    const normSquares = random.tensor("f32", [m, 7], 1, 2);
-    if (normed) {
-      rowSums("x", 7)({ x: toF32(normSquares) }).forEach((sum, row) => {
-        scales.data[row] *= 1 / Math.sqrt(sum / k + EPS);
-      });
-    }
+    const { normSquares, factors } = normsOf(given, random);
+    if (normed) factors.forEach((factor, row) => scales.data[row] *= factor);
     const rounds = resultUnit !== undefined && epilogue !== "add";
     const c = splits > 1
       ? room([splits * m, n])
@@ -541,7 +555,7 @@ export const gemmMatrix = defineKernel<MatrixCase>({
         ...{ a, b, scales, c, normSquares, nextNorm },
         flags: u32Tensor([4], new Uint32Array(4)),
         nextRows: random.tensor("f16", [m, n], 0, NaN),
-        squares: room([m, Math.ceil(n / 16)]),
+        squares: room([m, 2 * Math.ceil(n / 16)]),
       },
       constants: {
         ...constants,
@@ -552,10 +566,10 @@ export const gemmMatrix = defineKernel<MatrixCase>({
       },
       uniforms: { stride: width, column: 0 },
       expected: () => {
-        const raised = overflows ? [1, 0, 1, 0] : [0, 0, 0, 0];
+        const raised = overflows || small ? [1, 0, 2, 0] : [0, 0, 0, 0];
         const flags = { of: "flags", values: Float64Array.from(raised) };
-        const told = resultUnit ? [{ ...flags, tolerance: 0 }] : [];
-        if (overflows) return told;
+        const told = resultUnit || normed ? [{ ...flags, tolerance: 0 }] : [];
+        if (overflows || small) return told;
         const rows = toF32(a), { data } = scales;
         rows.forEach((v, i) => rows[i] = v * data[Math.floor(i / k)]);
         const w = matrixToF32(b).map((v) => f16ToF32(f32ToF16Bits(v)));
@@ -588,13 +602,26 @@ export const gemmMatrix = defineKernel<MatrixCase>({
   },
 });
 
+/** Sums of squares of rows, and of those times the norm's weights; and the rows' factors. */
+function normsOf(
+  { m, k, rowUnit = 1, small }: MatrixCase,
+  random: CaseRandom,
+) {
+  const normSquares = random.tensor("f32", [m, 14], 1, 2);
+  if (small) normSquares.data.fill(2 ** -31 * rowUnit ** 2, 0, 14);
+  const own = toF32(normSquares).filter((_, i) => i % 2 === 0);
+  const factors = rowSums("x", 7)({ x: own })
+    .map((sum) => 1 / Math.sqrt(sum / k + EPS));
+  return { normSquares, factors };
+}
+
 function caseText(given: MatrixCase, splits: number): string {
-  const { rowUnit, normed, resultUnit, overflows } = given;
+  const { rowUnit, normed, resultUnit, overflows, small } = given;
   return linearText(given) + ", by tensor cores" +
     (splits > 1 ? `, k in ${splits} splits` : "") +
     (rowUnit ? `, in units of ${rowUnit}` : "") + (normed ? ", normed" : "") +
     (resultUnit ? `, made f16 in units of ${resultUnit}` : "") +
-    (overflows ? ", which overflow" : "");
+    (overflows ? ", which overflow" : "") + (small ? ", of a small row" : "");
 }
 
 /** What the kernel leaves for a matmul that norms these rows. */
@@ -614,10 +641,15 @@ function leftFor(
       norms: halfNorms(sizes.map((v, i) => v * Math.abs(norm[i % n])), unit),
       tolerance: HALF_ROUNDED,
     },
-    {
-      of: rowSums("squares", n / 16),
-      ...{ values: squared(values), norms: squared(sizes) },
-      tolerance: SUM,
-    },
+    ...[false, true].map((normed): Result => {
+      const by = (i: number) => normed ? norm[i % n] : 1;
+      const values = squared(result.values.map((v, i) => v * by(i)));
+      const norms = squared(sizes.map((v, i) => v * by(i)));
+      const of = ({ squares }: Buffers) =>
+        rowSums("x", n / 16)({
+          x: Array.from(squares).filter((_, i) => i % 2 === Number(normed)),
+        });
+      return { of, values, norms, tolerance: SUM };
+    }),
   ];
 }

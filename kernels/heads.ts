@@ -7,8 +7,8 @@
  * - `state`: flags, then the bits of the maximum and the sum of each split of each head,
  *   then a counter per row and head, which is 0 between passes. `[0]` is set if the cache
  *   cannot hold a value, and with `[2]` if sums in fixed point (pending.ts), or rows that are left
- *   in f16 (gemm_matrix.ts), cannot; `[1]` is the number of splits, `[3]` belongs to
- *   attend_decode.ts.
+ *   in f16 (gemm_matrix.ts), cannot: it says which. `[1]` is the number of splits, `[3]` belongs
+ *   to attend_decode.ts.
  *   Flags and counters have cache lines of their own (bench/log.md, "Eight storage buffers").
  * - `positions`: the lengths of the sequences, padded to whole rows of headDim words, then
  *   the bits of the cosines and sines of each position.
@@ -22,6 +22,9 @@
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import { MOST_SPLITS } from "../lib/dispatch/attention.ts";
 import type { Grid } from "../lib/webgpu/kernel.ts";
+
+/** What `state[2]` is set to if what a matmul left for the next one did not fit. */
+export const LEFT_OVERFLOWS = { sums: 1, halves: 2 } as const;
 
 /** Words of `state` before the splits, so that the splits begin at a cache line. */
 export const FLAG_WORDS = 64;

@@ -14,6 +14,7 @@
 import { MOST_ADDING } from "../lib/dispatch/feed_forward.ts";
 import type { Constants } from "../lib/dispatch/shapes.ts";
 import { type Buffers, u32Tensor } from "./case.ts";
+import { LEFT_OVERFLOWS } from "./heads.ts";
 import { bitsOf } from "./sample_case.ts";
 
 /** Values of 2²⁰ units and larger do not fit. */
@@ -81,7 +82,7 @@ export const RAISE_FLAGS = /* wgsl */ `
 fn raise_flags(n: u32) {
   if (pending[2u * n] != 0u) {
     flags[0] = 1u;
-    flags[2] = 1u;
+    flags[2] = ${LEFT_OVERFLOWS.sums}u;
   }
 }`;
 

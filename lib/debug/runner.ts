@@ -283,7 +283,7 @@ export class DebugRunner implements Runner {
     cache.begin(pass);
     caches.onCpu.begin(pass);
     using ops = new GpuOps(gpu, config);
-    ops.joins = false; // each verb is checked by itself
+    ops.joins = ops.halves = false; // each verb is checked by itself
     using input = Tensor.create(gpu, "u32", [chunk.length], chunk, "tokens");
     using plans = new DisposableStack();
     const steps: Step[] = [];

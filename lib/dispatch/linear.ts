@@ -78,10 +78,10 @@ export function chooseLinear(
 }
 
 /**
- * Whether tensor cores would be faster, if there are any: for many rows, and for a few where
- * products take longer than the dispatches that make rows f16 and sum splits ("Tensor cores
- * for 16 rows", "Tensor cores for 64 rows"), unless the matrix has blocks, which other kernels
- * multiply as integers.
+ * Whether tensor cores would be faster, if there are any: for many rows, for up to 16 unless the
+ * matrix is tiny ("16 rows by tensor cores: nothing between matmuls"), and for others where
+ * products take longer than the dispatches that make rows f16 and sum splits ("Tensor cores for
+ * 64 rows"); but not by blocks, which other kernels multiply as integers.
  */
 const suitsTensorCores = ({ m, n, k, format }: LinearShape): boolean =>
   m > FEW_ROWS ||

@@ -26,10 +26,22 @@ const HEADROOM = 2 ** 14;
 
 /**
  * What rows are counted in that a matmul leaves in f16 for the next one, without knowing how
- * large they get: those of real checkpoints can exceed 65,504, and what is below 16 · 2⁻¹⁴ loses
- * digits, down to 5e-7.
+ * large they get: those of real checkpoints can exceed 65,504. Half of f16's last place is 5e-7
+ * then for what is below 16 · 2⁻¹⁴.
  */
 export const HALF_UNIT = 16;
+
+/**
+ * The least mean of squares of normed rows in f16, in units: smaller ones have lost so many
+ * digits that they are computed again ({@linkcode HALF_UNIT}). Such rows are off by 1e-3.
+ */
+export const LEAST_HALF_SQUARE = 2 ** -32;
+
+/**
+ * The largest weight that may multiply gates in f16. How small those are is not known; but what
+ * they add to the residual is off by less than 1e-4 then, even if they are all rounding.
+ */
+export const MOST_HALF_GAIN = 8;
 
 /** Storage buffers beside those of a matrix that gemmMatrix binds if it leaves rows in f16. */
 export const MATRIX_BUFFERS = 7;
@@ -50,6 +62,20 @@ export type MatrixTile = Readonly<
 export const matrixTileBytes = (
   { BM, BN, BK, SK = 1, STAGES }: Omit<MatrixTile, "SM" | "SN">,
 ): number => STAGES * (BM + BN) * (BK / 8 + SK) * 16;
+
+/**
+ * Whether there is room for what a matmul in a tile also needs that leaves normed rows in f16, or
+ * reads such: sums of squares of its threads, and a factor per row.
+ */
+export function normsFit(
+  constants: Constants,
+  { limits: { maxComputeWorkgroupStorageSize: room } }: Capabilities,
+): boolean {
+  const { BM, SM, SN, SK = 1 } = constants as MatrixTile;
+  const threads = SM * SN * SK * MATRIX_LANES;
+  return matrixTileBytes(constants as MatrixTile) + 8 * threads + 4 * BM <=
+    room;
+}
 
 /**
  * Tiles by how many rows there are ("Tensor cores through Dawn: f16 255 TFLOP/s"). With few
@@ -189,7 +215,7 @@ function tilesFor(
     ? [few]
     : n > MOST_NARROW
     ? [deep, few]
-    : [deeper, deepNarrow];
+    : [deeper, deepNarrow, few];
   return { tiles, enough: 512 };
 }
 

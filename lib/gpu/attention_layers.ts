@@ -188,10 +188,10 @@ export class AttentionLayers {
     y: Tensor,
     w?: Matrix<Tensor>,
   ): { halfY: Tensor } | undefined {
-    const { joins, recording } = this.recorder;
+    const { halves, recording } = this.recorder;
     recording.halved.delete(y.buffer);
     const [rows] = qkv.shape, [, width] = y.shape;
-    const headroom = joins && w && cache.dtype === "f16" &&
+    const headroom = halves && w && cache.dtype === "f16" &&
       this.linears.headroomFor(rows, w);
     if (!headroom) return undefined;
     const halfY = this.recorder.scratch(

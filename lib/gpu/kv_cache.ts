@@ -5,6 +5,7 @@
  */
 import {
   FLAG_WORDS,
+  LEFT_OVERFLOWS,
   lengthRows,
   NOT_PAGED,
   stateWords,
@@ -265,16 +266,17 @@ export class GpuKvCache extends KvCache<Tensor>
   }
 }
 
-/**
- * Whether what a matmul left for the next kernel did not fit, by flags of caches; clears those.
- */
+/** What did not fit that a matmul left for the next kernel: sums in fixed point, or rows in f16. */
+export type LeftOverflow = keyof typeof LEFT_OVERFLOWS;
+
+/** Which of these flags of caches say did not fit, if any; clears those. */
 export async function leftOverflowed(
   flags: readonly (Tensor | undefined)[],
-): Promise<boolean> {
+): Promise<LeftOverflow | undefined> {
   for (const one of flags) {
-    if (!(await one?.read())?.[2]) continue;
+    const what = (await one?.read())?.[2];
+    if (!what) continue;
     one!.write(0, new Uint32Array(FLAG_WORDS));
-    return true;
+    return what === LEFT_OVERFLOWS.halves ? "halves" : "sums";
   }
-  return false;
 }

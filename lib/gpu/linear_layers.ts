@@ -26,7 +26,13 @@ import {
   rowThreads,
 } from "../dispatch/capabilities.ts";
 import { type Constants, type Epilogue, FEW_ROWS } from "../dispatch/shapes.ts";
-import { HALF_UNIT, MATRIX, MATRIX_BUFFERS } from "../dispatch/matrices.ts";
+import {
+  HALF_UNIT,
+  MATRIX,
+  MATRIX_BUFFERS,
+  MOST_HALF_GAIN,
+  normsFit,
+} from "../dispatch/matrices.ts";
 import { chooseLinear, type LinearChoice } from "../dispatch/linear.ts";
 import type { Kernel, Operands, WeightOperand } from "../webgpu/kernel.ts";
 import type { Tensor } from "../webgpu/tensor.ts";
@@ -258,7 +264,7 @@ export class LinearLayers {
     const operands = {
       ...{ a, b },
       ...(typeof by === "number" ? {} : { scales: by }),
-      ...(squares ? { normSquares: squares } : {}),
+      ...(squares ? { normSquares: squares, flags: recording.flags! } : {}),
     };
     const given: Constants = {
       ...constants,
@@ -302,27 +308,30 @@ export class LinearLayers {
   #leaveHalf(
     { x, w, y, epilogue, choice, next }: LinearCall,
   ): Operands | undefined {
-    const { joins, gpu, recording, config } = this.recorder;
+    const { halves, gpu, recording, config } = this.recorder;
     const { flags } = recording, [part, ...more] = w.parts;
     const [m] = x.shape, [, width] = y.shape;
-    const leaves = joins && choice.kernel === "gemmMatrix" &&
+    const leaves = halves && choice.kernel === "gemmMatrix" &&
       more.length === 0 && width % MATRIX === 0 &&
       mostBuffers(gpu) >= part.planes.length + MATRIX_BUFFERS;
     if (!leaves || !next || !flags) return undefined;
-    const { norm } = next;
-    const headroom = this.headroomFor(m, next.w, norm);
-    if (!headroom) return undefined;
-    const by = HALF_UNIT;
+    const { norm } = next, by = HALF_UNIT;
     if (epilogue === "swiglu" && !norm) {
+      const headroom = this.headroomFor(m, next.w), { largest } = next.w;
+      if (!headroom || !(largest! <= MOST_HALF_GAIN)) return undefined;
       const rows = this.recorder.scratch("half of gates", "f16", m, width);
       recording.halved.set(y.buffer, { headroom, rows, by });
       return { c: rows, flags };
     }
     // Every tile of the next matmul adds up the squares of its rows.
-    const adds = epilogue === "add" && norm && m <= FEW_ROWS && !config.experts;
-    if (!adds) return undefined;
+    const adds = epilogue === "add" && norm && m <= FEW_ROWS &&
+      !config.experts && normsFit(choice.constants, gpu);
+    const headroom = adds && this.headroomFor(m, next.w, norm, true);
+    if (!headroom) return undefined;
     const rows = this.recorder.scratch("half of a sum", "f16", m, width);
-    const squares = this.recorder.rows("squares by tiles", m, width / MATRIX);
+    // Of the rows, and of those times the norm's weights.
+    const parts = 2 * width / MATRIX;
+    const squares = this.recorder.rows("squares by tiles", m, parts);
     recording.halved.set(y.buffer, { norm, headroom, rows, by, squares });
     return { nextRows: rows, nextNorm: norm, squares, flags };
   }
@@ -361,17 +370,24 @@ export class LinearLayers {
     });
   }
 
-  /** What tensor cores want `m` rows to be scaled to that `w` multiplies; undefined if others do. */
+  /**
+   * What tensor cores want `m` rows to be scaled to that `w` multiplies; undefined if others do,
+   * or there is no room for the factors of rows that are left `normed`.
+   */
   headroomFor(
     m: number,
     { parts, k, largest }: Matrix<Tensor>,
     norm?: Matrix<Tensor>,
+    normed = false,
   ): number | undefined {
     const rooms = parts.map((part) => {
       const shape = { m, n: rowsHeld(part), k, format: part.format, largest };
       const given = { ...shape, norm: norm !== undefined, swiglu: false };
-      const { kernel, headroom } = chooseLinear(given, this.recorder.gpu);
-      return kernel === "gemmMatrix" ? headroom : undefined;
+      const { gpu } = this.recorder;
+      const { kernel, headroom, constants } = chooseLinear(given, gpu);
+      const fits = kernel === "gemmMatrix" &&
+        !(normed && !normsFit(constants, gpu));
+      return fits ? headroom : undefined;
     });
     return rooms.every((room) => room === rooms[0]) ? rooms[0] : undefined;
   }
@@ -508,6 +524,7 @@ export class LinearLayers {
 
   /** Computes what gates and ups in separate parts of a matrix give. */
   swiglu(gateUp: Matrix<Tensor>, both: Tensor, y: Tensor): void {
+    this.recorder.forget(y);
     this.recorder.plan.add(swiglu, { both, y }, {
       label: gateUp.label,
       reason:

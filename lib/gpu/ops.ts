@@ -64,6 +64,15 @@ export class GpuOps implements Ops<Tensor>, Disposable {
     this.#recorder.joins = joins;
   }
 
+  /** See {@linkcode Recorder.halves}. */
+  get halves(): boolean {
+    return this.#recorder.halves;
+  }
+
+  set halves(halves: boolean) {
+    this.#recorder.halves = halves;
+  }
+
   embed(table: Matrix<Tensor>, tokens: Tensor): Tensor {
     const [rows] = tokens.shape, x = this.#recorder.rows("x", rows, table.k);
     // A pass that was given up may have left something pending.
@@ -154,7 +163,6 @@ export class GpuOps implements Ops<Tensor>, Disposable {
       const how = { norm, epilogue: "swiglu", next, note } as const;
       return this.#linears.linear(x, gateUp, y, how);
     }
-    this.#recorder.recording.ahead.delete(y.buffer);
     const both = this.#recorder.rows("gate and up", rows, gateUp.n);
     this.#linears.linear(x, gateUp, both, { norm, epilogue: "store" });
     this.#linears.swiglu(gateUp, both, y);

@@ -116,10 +116,12 @@ export class Recording {
 export class Recorder implements Disposable {
   /**
    * Whether attention of few keys and the matmul of its result may be one dispatch, and so may
-   * the matmuls of an MLP, if that pays off, and whether results may be left in f16 or in parts
-   * for the next kernel. What is between them is then in no buffer, or not in f32.
+   * the matmuls of an MLP, if that pays off, and whether splits of k may be left to the next
+   * kernel. What is between them is then in no buffer.
    */
   joins = true;
+  /** Whether rows may be left in f16 for the next matmul. They are then in no f32 buffer. */
+  halves = true;
   #plan: Plan;
   #buffers = new Map<string, Tensor>();
   #recording = new Recording(false);

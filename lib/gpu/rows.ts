@@ -40,7 +40,7 @@ import {
 import { compileAll, type Shader } from "../webgpu/pipeline.ts";
 import { type Dispatch, Plan } from "../webgpu/plan.ts";
 import { Tensor } from "../webgpu/tensor.ts";
-import { GpuKvCache, leftOverflowed } from "./kv_cache.ts";
+import { GpuKvCache, type LeftOverflow, leftOverflowed } from "./kv_cache.ts";
 import type { GpuOps } from "./ops.ts";
 import type { Paces } from "./paces.ts";
 import { recordVerbs } from "./record.ts";
@@ -166,7 +166,7 @@ export class GpuRows implements Rows {
   /** Called when the cache was replaced by one of f32. */
   onWidened?: () => void;
   /** Called after what a matmul left did not fit; see {@linkcode GpuRunner.widen}. */
-  onSeparated?: () => void;
+  onSeparated?: (what: LeftOverflow) => void;
   /** Compiles in several threads where that pays off; elsewhere asks for no shaders. */
   compileAhead?: (shaders: () => readonly Shader[]) => Promise<void>;
   /** Whether the shaders of steps of several texts were compiled ahead. */
@@ -444,8 +444,9 @@ export class GpuRows implements Rows {
 
   async widen(): Promise<void> {
     const { dtype, context, flags } = this.#cache, { pages } = this;
-    if (await leftOverflowed([flags])) {
-      this.onSeparated?.();
+    const left = await leftOverflowed([flags]);
+    if (left) {
+      this.onSeparated?.(left);
       return this.#forget();
     }
     if (dtype === "f32") {

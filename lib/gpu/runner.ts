@@ -33,7 +33,11 @@ import type { Gpu } from "../webgpu/device.ts";
 import { GpuRows } from "./rows.ts";
 import { sampledRow } from "./sample.ts";
 import { GpuSequences, type Pass } from "./sequences.ts";
-import { type GpuKvCache, leftOverflowed } from "./kv_cache.ts";
+import {
+  type GpuKvCache,
+  type LeftOverflow,
+  leftOverflowed,
+} from "./kv_cache.ts";
 import { GpuStates } from "./states.ts";
 import { gpuStore, measureLargest } from "./store.ts";
 import { GpuOps } from "./ops.ts";
@@ -72,12 +76,20 @@ const WIDENED: Choice = {
   reason: "a key or value exceeded 65,504, the largest f16",
 };
 
-/** Why attention with o_proj, and an MLP, are no longer one dispatch, or leave rows in f16. */
+/** Why attention with o_proj, and an MLP, are no longer one dispatch. */
 const SEPARATED: Choice = {
-  what: "MLP and attention",
+  what: "MLP and attention of one row",
   value: "a dispatch for each matmul",
   reason:
-    "a result was not a number, or too large for sums in fixed point: 2²⁰, or 2²⁰ times the root mean square of a smaller row; or, of several rows, too large for f16 in units of 16: 1,048,064",
+    "an MLP's result was not a number, or too large for sums in fixed point: 2²⁰, or 2²⁰ times the root mean square of a smaller row",
+};
+
+/** Why matmuls no longer leave rows in f16 for the next one. */
+const WIDE_ROWS: Choice = {
+  what: "rows between matmuls",
+  value: "f32, converted to f16 with a scale each",
+  reason:
+    "a value was not a number, or did not fit f16 in units of 16: it was above 1,048,064, or a row's root mean square below 2.4e-4",
 };
 
 /** {@linkcode Runner} on a GPU. */
@@ -212,7 +224,7 @@ export class GpuRunner implements Runner {
     const all = { ...size, ...how };
     const rows = await GpuRows.create(this.#ops, this.weights, all);
     rows.onWidened = () => this.choices.push(WIDENED);
-    rows.onSeparated = () => this.#separate();
+    rows.onSeparated = (what) => this.#separate(what);
     rows.compileAhead = async (shaders) => {
       using _ = await this.#compileAhead(shaders);
     };
@@ -388,24 +400,27 @@ export class GpuRunner implements Runner {
     const flags = [this.#one.cache, several?.cache, this.#states].map((cache) =>
       cache?.flags
     );
-    const overflowed = await leftOverflowed(flags);
+    const left = await leftOverflowed(flags);
     this.#states?.[Symbol.dispose]();
     this.#states = undefined;
-    if (overflowed) {
+    if (left) {
       this.#one.cache.reset(); // it may hold tokens of an aborted run that overflowed
       this.#one.forget();
       several?.forget();
-      return this.#separate();
+      return this.#separate(left);
     }
     await this.#one.widen();
     await several?.widen();
     this.choices.push(WIDENED);
   }
 
-  /** Makes each matmul a dispatch from now on, with results in f32. */
-  #separate(): void {
-    if (this.#ops.joins) this.choices.push(SEPARATED);
-    this.#ops.joins = false;
+  /** Leaves nothing of that kind between matmuls from now on. */
+  #separate(what: LeftOverflow): void {
+    const [choice, key] = what === "sums"
+      ? [SEPARATED, "joins"] as const
+      : [WIDE_ROWS, "halves"] as const;
+    if (this.#ops[key]) this.choices.push(choice);
+    this.#ops[key] = false;
   }
 
   #requireDevice(action: string): void {

@@ -173,7 +173,7 @@ Deno.test("every kernel binds at most eight storage buffers, unless dispatch ask
       feedForward: 0,
       gatherRows: 3,
       gemm: 7,
-      gemmMatrix: 7,
+      gemmMatrix: 8,
       gemv: 8,
       gemvColumns: 6,
       gemvInt8: 8,

@@ -80,7 +80,7 @@ export class Bench implements Disposable {
     this.context = Math.min(CONTEXT, contextLimit(config).tokens);
     this.#cache = new GpuKvCache(gpu, config, 1, this.context, cacheDtype);
     this.#ops = new GpuOps(gpu, config);
-    this.#ops.joins = false; // kernels of single matrices are timed
+    this.#ops.joins = this.#ops.halves = false; // kernels of single matrices are timed
   }
 
   get kinds(): number {
