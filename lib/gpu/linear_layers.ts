@@ -382,11 +382,11 @@ export class LinearLayers {
   ): number | undefined {
     const rooms = parts.map((part) => {
       const shape = { m, n: rowsHeld(part), k, format: part.format, largest };
-      const given = { ...shape, norm: norm !== undefined, swiglu: false };
-      const { gpu } = this.recorder;
+      const swiglu = part.twin !== undefined, { gpu } = this.recorder;
+      const given = { ...shape, norm: norm !== undefined, swiglu };
       const { kernel, headroom, constants } = chooseLinear(given, gpu);
       const fits = kernel === "gemmMatrix" &&
-        !(normed && !normsFit(constants, gpu));
+        (!normed || normsFit(constants, gpu));
       return fits ? headroom : undefined;
     });
     return rooms.every((room) => room === rooms[0]) ? rooms[0] : undefined;
