@@ -205,8 +205,8 @@ export class GpuSequences implements Disposable {
   /**
    * Shaders, not compiled yet, for prompts in chunks of `rows` tokens. Records one pass per
    * distinct chunk length, up to the number of passes that are kept; the others need few
-   * shaders of their own. The first `cached` tokens need none. Those that sample are included if
-   * `sampling` says how.
+   * shaders of their own. The first `cached` tokens need none. If there are any, so are those that
+   * sample as `sampling` says.
    */
   promptShaders(
     prompts: readonly (readonly number[])[],
@@ -226,11 +226,12 @@ export class GpuSequences implements Disposable {
       ([tokens, first]) =>
         this.pass({ first, sequences: 1, tokens, all: false }),
     );
+    const shaders = passes.flatMap(({ plan }) => plan.shaders);
+    // Later runs do not record it twice before their prompt.
+    if (!sampling || shaders.length === 0) return shaders;
     using sampler = new Plan(this.ops.gpu);
-    if (sampling) addSampling(sampler, passes[0].logits, sampling, this.state);
-    return [...passes.map(({ plan }) => plan), sampler].flatMap(({ shaders }) =>
-      shaders
-    );
+    addSampling(sampler, passes[0].logits, sampling, this.state);
+    return [...shaders, ...sampler.shaders];
   }
 
   #passesOf(

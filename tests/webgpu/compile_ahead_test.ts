@@ -290,9 +290,12 @@ gpuTest(
     using one = await GpuSequences.create(ops, runner.weights, {
       ...{ sequences: 1, context: 64, dtype: "f32" },
     });
-    const asked = one.promptShaders([prompt], runner.prefillRows, {
+    const rows = runner.prefillRows;
+    const how = {
       sampling: chooseSampling([sampledRow(sampling)], vocabSize),
-    }).map(({ label }) => label);
+    };
+    const asked = one.promptShaders([prompt], rows, how)
+      .map(({ label }) => label);
     const made: string[] = [];
     const { device } = gpu, create = device.createComputePipeline.bind(device);
     device.createComputePipeline = (descriptor) => {
@@ -302,6 +305,8 @@ gpuTest(
     await Array.fromAsync(runner.generate([prompt], sampling, 1));
     assertEquals([...new Set(made)].sort(), [...new Set(asked)].sort());
     assert(asked.includes("sampleTopK"), `${asked}`);
+    await one.prefillAll([prompt], { rows, cached: 0 });
+    assertEquals(one.promptShaders([prompt], rows, how), []);
   },
 );
 
