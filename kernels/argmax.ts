@@ -12,6 +12,7 @@ import {
 } from "./sample_case.ts";
 import {
   BEST,
+  BEST_OF_CHUNK,
   deriveChunk,
   LOAD_SCORES,
   LOGITS_CONTRACT,
@@ -45,19 +46,11 @@ ${SCORES}
 ${BEST}
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
-  ${LOAD_SCORES}
-  var score = ABSENT;
-  var id = 0u;
-  @unroll for (var i = 0; i < STEPS; i++) {
-    @unroll for (var c = 0; c < 4; c++) {
-      if (x[i][c] > score) { score = x[i][c]; id = first + i * 4u * WORKGROUP + c; }
-    }
-  }
-  let best = workgroup_best(score, id, tid);
+  ${LOAD_SCORES}${BEST_OF_CHUNK}
   if (tid == 0u) {
     let record = (sequence * u.chunks + chunk) * 4u;
-    highest[record] = best.x;
-    highest[record + 1u] = best.y;
+    highest[record] = own.x;
+    highest[record + 1u] = own.y;
     highest[record + 2u] = 0u;
   }
   @if HISTOGRAM {

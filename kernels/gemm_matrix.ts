@@ -158,28 +158,28 @@ const finish = /* wgsl */ `
         let inside = row < u.m && e + slice * LANES + lane < 16u * FOURS;
         let left = select(0u, remaining(column, columns), inside);
         @if EPILOGUE == "add" { value += c_span(to, left); }
-        @if RESULT_UNIT {
-          @if EPILOGUE == "add" {
-            let normed = value * nextNorm_span(column, left);
-            let own = subgroup * LANES + lane; // and its neighbors have the same row
-            squared_parts[own] = vec2f(dot(value, value), dot(normed, normed));
-            workgroupBarrier();
-            if (left > 0u && x % 4u == 0u) {
-              let squared = squared_parts[own] + squared_parts[own + 1u] + squared_parts[own + 2u] + squared_parts[own + 3u];
-              let part = 2u * (row * (columns / 16u) + column / 16u);
-              squares[part] = squared.x;
-              squares[part + 1u] = squared.y;
-            }
-            @if 16 * FOURS > SK * LANES { workgroupBarrier(); }
-            let made = normed / f32(RESULT_UNIT);
-            nextRows_store(to, left, made);
-          } @else {
-            let made = value / f32(RESULT_UNIT);
-            c_store(to, left, made);
+        @if RESULT_UNIT && EPILOGUE == "add" {
+          let normed = value * nextNorm_span(column, left);
+          let mine = subgroup * LANES + lane; // and neighbors have the same row
+          squared_parts[mine] = vec2f(dot(value, value), dot(normed, normed));
+          workgroupBarrier();
+          if (left > 0u && x % 4u == 0u) {
+            let squared = squared_parts[mine] + squared_parts[mine + 1u] + squared_parts[mine + 2u] + squared_parts[mine + 3u];
+            let part = 2u * (row * (columns / 16u) + column / 16u);
+            squares[part] = squared.x;
+            squares[part + 1u] = squared.y;
           }
+          @if 16 * FOURS > SK * LANES { workgroupBarrier(); }
+          let made = normed / f32(RESULT_UNIT);
+          nextRows_store(to, left, made);
+        } @else { @if RESULT_UNIT {
+          value /= f32(RESULT_UNIT);
+          let made = value;
+        } }
+        @if RESULT_UNIT {
           if (left > 0u && !all(abs(made) <= vec4f(${LARGEST_HALF}.0))) { misfit(); }
         }
-        @if RESULT_UNIT == 0 || EPILOGUE == "add" { c_store(to, left, value); }
+        c_store(to, left, value);
       }
     }
   }`;

@@ -11,6 +11,7 @@ import {
 } from "./sample_finish.ts";
 import {
   BEST,
+  BEST_OF_CHUNK,
   deriveChunk,
   LOAD_SCORES,
   LOGITS_CONTRACT,
@@ -53,15 +54,7 @@ var<workgroup> before: u32;
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: u32) {
   ${LOAD_SCORES}
-  if (idle_of(sequence) > 0u) { return; }
-  var score = ABSENT;
-  var id = 0u;
-  @unroll for (var i = 0; i < STEPS; i++) {
-    @unroll for (var c = 0; c < 4; c++) {
-      if (x[i][c] > score) { score = x[i][c]; id = first + i * 4u * WORKGROUP + c; }
-    }
-  }
-  let own = workgroup_best(score, id, tid);
+  if (idle_of(sequence) > 0u) { return; }${BEST_OF_CHUNK}
   let counter = u.sequences * CHUNKS * 2u + sequence;
   if (tid == 0u) {
     atomicStore(&found[(sequence * CHUNKS + chunk) * 2u], own.x);

@@ -144,6 +144,17 @@ export const LOAD_SCORES = /* wgsl */ `
   @unroll for (var i = 0; i < STEPS; i++) { x[i] = scores_at(sequence, first + i * 4u * WORKGROUP, chunk); }
 `;
 
+/** Declares `own`, the key of the highest of these scores in the chunk, and its lowest id. */
+export const BEST_OF_CHUNK = /* wgsl */ `
+  var score = ABSENT;
+  var id = 0u;
+  @unroll for (var i = 0; i < STEPS; i++) {
+    @unroll for (var c = 0; c < 4; c++) {
+      if (x[i][c] > score) { score = x[i][c]; id = first + i * 4u * WORKGROUP + c; }
+    }
+  }
+  let own = workgroup_best(score, id, tid);`;
+
 /** The highest score of a row, from argmax's records. */
 export const ROW_TOP = /* wgsl */ `
 var<workgroup> row_top_key: atomic<u32>;

@@ -7,12 +7,13 @@ import type { Qwen3Config } from "../../lib/checkpoint/config.ts";
 import { parseSynthetic } from "../../lib/checkpoint/synthetic.ts";
 import { CpuOps } from "../../lib/cpu/ops.ts";
 import { openDevice } from "../../lib/device/open_device.ts";
-import { matrixOf, withPlanes } from "../../lib/formats/matrix.ts";
+import { withPlanes } from "../../lib/formats/matrix.ts";
 import { type CpuTensor, toF32 } from "../../lib/formats/tensor.ts";
+import { normsFit } from "../../lib/dispatch/matrices.ts";
 import { GpuKvCache, leftOverflowed } from "../../lib/gpu/kv_cache.ts";
 import { GpuOps } from "../../lib/gpu/ops.ts";
-import { finish, mapWeights, stackedShape } from "../../lib/model/family.ts";
-import { forward, qwen3 } from "../../lib/model/qwen3.ts";
+import { finish, mapWeights } from "../../lib/model/family.ts";
+import { forward } from "../../lib/model/qwen3.ts";
 import { loadQwen3 } from "../../lib/load.ts";
 import { recordPass } from "../../lib/tools/recording.ts";
 import { SKETCHES } from "../../lib/tools/texts.ts";
@@ -20,6 +21,7 @@ import { Plan } from "../../lib/webgpu/plan.ts";
 import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { gpuTest, Trial } from "../support/gpu.ts";
 import { relativeError } from "../support/golden.ts";
+import { randomWeights } from "../support/random_weights.ts";
 import { MATRIX_GPU } from "../support/subgroup_matrices.ts";
 import { copyCheckpoint, scaleWeights } from "../support/temp_checkpoint.ts";
 import { wrapGpu } from "../support/wrapped_gpu.ts";
@@ -50,25 +52,20 @@ async function run(
   { rows, tokens = 1, power = () => 0, mixed = false }: Given,
 ) {
   const { gpu, random } = trial;
-  const weights = mapWeights(qwen3.weights(CONFIG), (spec) => {
-    const [n, columns] = stackedShape(spec), { label } = spec;
-    if (columns === undefined) {
-      const norm = matrixOf(random.tensor("f32", [n], 0.3, 1), label);
-      return { ...norm, largest: 2 };
+  const scale = (label: string) => 2 ** power(label);
+  const made = randomWeights(random, CONFIG, { format: () => "bf16", scale });
+  const weights = mapWeights(made, (matrix) => {
+    const { label, n, k } = matrix, half = n / 2;
+    // Tensor cores need to know how large they are, and attention norms.
+    const largest = n === 1 ? 2 : scale(label) / Math.sqrt(k);
+    if (!mixed || label !== "layers.1.gate_up_proj") {
+      return { ...matrix, largest };
     }
-    const scale = 2 ** power(label) / Math.sqrt(columns), half = n / 2;
-    const made = random.matrix("bf16", [n, columns], scale);
-    const all = { ...made, label, largest: scale };
-    if (mixed && label === "layers.1.gate_up_proj") {
-      const parts = ["bf16", "f16"].map((type, i) => {
-        const [part] = random.matrix(type, [half, columns], scale).parts;
-        return { ...part, begin: i * half, rows: half };
-      });
-      return { ...all, parts };
-    }
-    if (spec.split !== "pairs") return all;
-    const pairs = { rows: half, twin: half }; // gates, then ups
-    return { ...all, parts: made.parts.map((part) => ({ ...part, ...pairs })) };
+    const parts = ["bf16", "f16"].map((type, i) => {
+      const [part] = random.matrix(type, [half, k], largest).parts;
+      return { ...part, begin: i * half, rows: half };
+    });
+    return { ...matrix, parts, largest };
   });
   const onDevice = mapWeights(
     weights,
@@ -115,15 +112,21 @@ async function run(
   return { first, apart: await runOnce() };
 }
 
+/** Registers a test on a device with tensor cores. */
+const trialTest = (name: string, fn: (trial: Trial) => Promise<void>) =>
+  gpuTest(name, async (_, { draw }) => {
+    using gpu = await openDevice({ gpu: wrapGpu(MATRIX_GPU).gpu });
+    using trial = new Trial(gpu, draw);
+    await fn(trial);
+  });
+
 const inFirst = (kernels: readonly string[]) =>
   kernels.filter((one) => one.startsWith("layers.0."))
     .map((one) => one.replace("layers.0.", ""));
 
-gpuTest(
+trialTest(
   "a step of a few rows needs no dispatch between its matmuls",
-  async (_, { draw }) => {
-    using gpu = await openDevice({ gpu: wrapGpu(MATRIX_GPU).gpu });
-    using trial = new Trial(gpu, draw);
+  async (trial) => {
     const { first, apart } = await run(trial, { rows: 13 });
     assertEquals(inFirst(first.kernels), [
       "input_norm toF16",
@@ -142,11 +145,9 @@ gpuTest(
   },
 );
 
-gpuTest(
+trialTest(
   "attention adds up the splits of qkv_proj, and leaves rows in f16",
-  async (_, { draw }) => {
-    using gpu = await openDevice({ gpu: wrapGpu(MATRIX_GPU).gpu });
-    using trial = new Trial(gpu, draw);
+  async (trial) => {
     const { first, apart } = await run(trial, { rows: 70 });
     assertEquals(inFirst(first.kernels), [
       "input_norm toF16",
@@ -162,11 +163,9 @@ gpuTest(
   },
 );
 
-gpuTest(
+trialTest(
   "a prompt's rows are converted only where they are normed",
-  async (_, { draw }) => {
-    using gpu = await openDevice({ gpu: wrapGpu(MATRIX_GPU).gpu });
-    using trial = new Trial(gpu, draw);
+  async (trial) => {
     const given = { rows: 1, tokens: PROMPT };
     const { first, apart } = await run(trial, given);
     assertEquals(inFirst(first.kernels), [
@@ -185,11 +184,9 @@ gpuTest(
   },
 );
 
-gpuTest(
+trialTest(
   "gates that do not fit f16 raise a flag, and are right if nothing is left in f16",
-  async (_, { draw }) => {
-    using gpu = await openDevice({ gpu: wrapGpu(MATRIX_GPU).gpu });
-    using trial = new Trial(gpu, draw);
+  async (trial) => {
     const power = (label: string) => /gate_up/.test(label) ? 11 : 0;
     const { first, apart } = await run(trial, { rows: 9, power });
     assertEquals(first.overflowed, "halves");
@@ -198,11 +195,9 @@ gpuTest(
   },
 );
 
-gpuTest(
+trialTest(
   "rows too small for f16 raise a flag, and small gates are not left in it",
-  async (_, { draw }) => {
-    using gpu = await openDevice({ gpu: wrapGpu(MATRIX_GPU).gpu });
-    using trial = new Trial(gpu, draw);
+  async (trial) => {
     const residual = (label: string) =>
       /embed|o_proj|down/.test(label) ? -10 : 0;
     const { first, apart } = await run(trial, { rows: 13, power: residual });
@@ -219,11 +214,9 @@ gpuTest(
   },
 );
 
-gpuTest(
+trialTest(
   "rows in f16 of one layer are not those of the next, where a kernel writes f32",
-  async (_, { draw }) => {
-    using gpu = await openDevice({ gpu: wrapGpu(MATRIX_GPU).gpu });
-    using trial = new Trial(gpu, draw);
+  async (trial) => {
     const { first } = await run(trial, { rows: 13, mixed: true });
     assert(first.kernels.includes("layers.1.gate_up_proj swiglu"));
     assert(first.error < 3e-3, `${first.error}`);
@@ -285,4 +278,30 @@ Deno.test("16 texts of an 8B norm rows where splits are summed, and nowhere else
     "gate_up_proj gemmMatrix",
     "down_proj gemmMatrix in splits",
   ]);
+});
+
+Deno.test("rows are left normed only where the tile that reads them has room for factors", () => {
+  const own = SKETCHES.find(({ subgroupMatrices = [] }) =>
+    subgroupMatrices.length > 0
+  )!;
+  // o_proj has no splits, and gates take a tile that almost fills 16 KiB.
+  const config = { ...CONFIG, hiddenSize: 4096, numAttentionHeads: 2 };
+  const shape = { ...config, numKeyValueHeads: 1, headDim: 128 };
+  const reading = (kibibytes: number) => {
+    const limits = {
+      ...own.limits,
+      maxComputeWorkgroupStorageSize: kibibytes * 1024,
+    };
+    const device = { ...own, limits };
+    const calls = recordPass(device, {
+      ...{ config: shape, tokens: 1, sequences: 16 },
+    }).filter(({ options: { constants } }) => constants?.NORM === 1);
+    for (const { kernel, options } of calls) {
+      if (kernel.name !== "gemmMatrix") continue;
+      assert(normsFit({ ...kernel.constants, ...options.constants }, device));
+    }
+    return calls.filter(({ kernel }) => kernel.name === "gemmMatrix").length;
+  };
+  assertEquals(reading(16), 0);
+  assert(reading(48) > 0);
 });

@@ -5,11 +5,11 @@ import { parseSynthetic } from "../../lib/checkpoint/synthetic.ts";
 import { CpuOps } from "../../lib/cpu/ops.ts";
 import { openDevice } from "../../lib/device/open_device.ts";
 import { type CpuTensor, toF32 } from "../../lib/formats/tensor.ts";
-import { matrixOf, withPlanes } from "../../lib/formats/matrix.ts";
+import { withPlanes } from "../../lib/formats/matrix.ts";
 import { GpuKvCache } from "../../lib/gpu/kv_cache.ts";
 import { GpuOps } from "../../lib/gpu/ops.ts";
-import { finish, mapWeights, stackedShape } from "../../lib/model/family.ts";
-import { forward, qwen3 } from "../../lib/model/qwen3.ts";
+import { finish, mapWeights } from "../../lib/model/family.ts";
+import { forward } from "../../lib/model/qwen3.ts";
 import type { Gpu } from "../../lib/webgpu/device.ts";
 import { Plan } from "../../lib/webgpu/plan.ts";
 import { Tensor } from "../../lib/webgpu/tensor.ts";
@@ -18,6 +18,7 @@ import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, Trial } from "../support/gpu.ts";
 import { copyCheckpoint, scaleWeights } from "../support/temp_checkpoint.ts";
 import type { Random } from "../support/random.ts";
+import { randomWeights } from "../support/random_weights.ts";
 import { LARGE_NVIDIA, wrapGpu } from "../support/wrapped_gpu.ts";
 
 const CONTEXT = 64;
@@ -49,25 +50,11 @@ class Model implements Disposable {
     formats = ["bf16"],
   ) {
     const { random } = trial;
-    this.#weights = mapWeights(qwen3.weights(config), (spec) => {
-      const [rows, columns] = stackedShape(spec), { label } = spec;
-      if (columns === undefined) {
-        return matrixOf(random.tensor("f32", [rows], 0.3, 1), label);
-      }
-      const layer = Number(/layers\.(\d+)/.exec(label)?.[1] ?? 0);
-      const format = /layers/.test(label)
-        ? formats[layer % formats.length]
-        : "bf16";
-      const made = random.matrix(
-        format,
-        [rows, columns],
-        1.5 / Math.sqrt(columns),
-      );
-      const half = { rows: rows / 2, twin: rows / 2 }; // gates, then ups
-      const parts = spec.split === "pairs"
-        ? made.parts.map((part) => ({ ...part, ...half }))
-        : made.parts;
-      return { ...made, parts, label, largest: 1 };
+    this.#weights = randomWeights(random, config, {
+      format(label) {
+        const layer = /layers\.(\d+)/.exec(label)?.[1];
+        return layer ? formats[Number(layer) % formats.length] : "bf16";
+      },
     });
     this.#onDevice = mapWeights(
       this.#weights,

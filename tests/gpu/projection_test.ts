@@ -5,16 +5,17 @@ import { parseSynthetic } from "../../lib/checkpoint/synthetic.ts";
 import { CpuOps } from "../../lib/cpu/ops.ts";
 import { openDevice } from "../../lib/device/open_device.ts";
 import { type CpuTensor, toF32 } from "../../lib/formats/tensor.ts";
-import { matrixOf, withPlanes } from "../../lib/formats/matrix.ts";
+import { withPlanes } from "../../lib/formats/matrix.ts";
 import { GpuKvCache } from "../../lib/gpu/kv_cache.ts";
 import { GpuOps } from "../../lib/gpu/ops.ts";
-import { finish, mapWeights, stackedShape } from "../../lib/model/family.ts";
-import { forward, qwen3 } from "../../lib/model/qwen3.ts";
+import { finish, mapWeights } from "../../lib/model/family.ts";
+import { forward } from "../../lib/model/qwen3.ts";
 import { Plan } from "../../lib/webgpu/plan.ts";
 import { Tensor } from "../../lib/webgpu/tensor.ts";
 import { assertAllClose } from "../support/assert_all_close.ts";
 import { gpuTest, Trial } from "../support/gpu.ts";
 import { makeCase } from "../support/kernel_case.ts";
+import { randomWeights } from "../support/random_weights.ts";
 import { LARGE_NVIDIA, wrapGpu } from "../support/wrapped_gpu.ts";
 
 const SMALL: Qwen3Config = {
@@ -38,19 +39,7 @@ for (
       using gpu = await openDevice({ gpu: wrapGpu(LARGE_NVIDIA).gpu });
       using trial = new Trial(gpu, draw);
       const { random } = trial, context = 520;
-      const weights = mapWeights(qwen3.weights(SMALL), (spec) => {
-        const [rows, columns] = stackedShape(spec), { label } = spec;
-        if (columns === undefined) {
-          return matrixOf(random.tensor("f32", [rows], 0.3, 1), label);
-        }
-        const scale = 1.5 / Math.sqrt(columns);
-        const made = random.matrix(format, [rows, columns], scale);
-        const half = { rows: rows / 2, twin: rows / 2 }; // gates, then ups
-        const parts = spec.split === "pairs"
-          ? made.parts.map((part) => ({ ...part, ...half }))
-          : made.parts;
-        return { ...made, parts, label, largest: 1 };
-      });
+      const weights = randomWeights(random, SMALL, { format: () => format });
       const onDevice = mapWeights(
         weights,
         (matrix) => withPlanes(matrix, (plane) => trial.upload(plane)),
