@@ -28,7 +28,14 @@ export const toF16 = defineKernel<
   }),
   uniforms: { eps: "f32", headroom: "f32" },
   constants: { NORM: 0, SPLITS: 0, WORKGROUP: 128, LOG_LANES: 5, SUBGROUPS: 1 },
-  derive: ({ LOG_LANES }) => ({ LANES: 1 << Number(LOG_LANES) }),
+  derive: ({ LOG_LANES, WORKGROUP }, { k }) => {
+    const lanes = 1 << Number(LOG_LANES), threads = Number(WORKGROUP);
+    return {
+      LANES: lanes,
+      ROUNDS: Math.ceil(k / 4 / threads),
+      SHARE_STEPS: Math.ceil(threads / lanes / lanes),
+    };
+  },
   grid: ({ m }) => splitGrid(m),
   cost: (call) => {
     const [cost] = normCost(call), splits = Number(call.constants.SPLITS);
@@ -42,49 +49,56 @@ export const toF16 = defineKernel<
   },
   body: /* wgsl */ `
 ${LANES}
-var<workgroup> squares: array<f32, WORKGROUP / LANES>;
-var<workgroup> largest: array<f32, WORKGROUP / LANES>;
-
-fn normed(row: u32, i: u32) -> vec4f {
-  @if NORM { return x_at(row * (u.k / 4u) + i) * norm_at(i); }
-  @else { return x_at(row * (u.k / 4u) + i); }
-}
+const GROUPS = WORKGROUP / LANES;
+var<workgroup> shares: array<vec2f, GROUPS>; // sum of squares, largest value
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) tid: u32) {
-  let at = wg.y * groups.x + wg.x;
-  let row = min(at, u.m - 1u);
+  let row = wg.y * groups.x + wg.x;
+  if (row >= u.m) { return; }
+  let lane = tid % LANES;
+  let fours = u.k / 4u;
+  // All loads come before the first store, to be in flight together; those past the end of the
+  // row load its last values again.
+  @split var value: array<vec4f, ROUNDS>;
+  @if NORM { @split var gain: array<vec4f, ROUNDS>; }
+  @unroll for (var r = 0; r < ROUNDS; r++) {
+    let i = min(r * WORKGROUP + tid, fours - 1u);
+    value[r] = x_at(row * fours + i);
+    @unroll for (var s = 0; s < SPLITS; s++) { value[r] += partial_at((s * u.m + row) * fours + i); }
+    @if NORM { gain[r] = norm_at(i); }
+  }
   var sum = 0.0;
   var high = 0.0;
-  @if SPLITS { if (at >= u.m) { return; } } // nothing is added twice
-  for (var i = tid; i < u.k / 4u; i += WORKGROUP) {
-    @if SPLITS {
-      var v = x_at(row * (u.k / 4u) + i);
-      @unroll for (var s = 0; s < SPLITS; s++) { v += partial_at((s * u.m + row) * (u.k / 4u) + i); }
-      x_put(row * (u.k / 4u) + i, v);
-    } @else { let v = x_at(row * (u.k / 4u) + i); }
-    sum += dot(v, v);
-    let size = abs(normed(row, i));
+  @unroll for (var r = 0; r < ROUNDS; r++) {
+    let i = r * WORKGROUP + tid;
+    @if SPLITS { if (i < fours) { x_put(row * fours + i, value[r]); } }
+    sum += select(0.0, dot(value[r], value[r]), i < fours);
+    @if NORM { value[r] *= gain[r]; }
+    let size = abs(value[r]);
     high = max(high, max(max(size.x, size.y), max(size.z, size.w)));
   }
   sum = lanes_sum(sum, tid);
   high = lanes_max(high, tid);
-  if (tid % LANES == 0u) {
-    squares[tid / LANES] = sum;
-    largest[tid / LANES] = high;
-  }
+  if (lane == 0u) { shares[tid / LANES] = vec2f(sum, high); }
   workgroupBarrier();
   sum = 0.0;
   high = 0.0;
-  for (var i = 0u; i < WORKGROUP / LANES; i++) {
-    sum += squares[i];
-    high = max(high, largest[i]);
+  @unroll for (var i = 0; i < SHARE_STEPS; i++) {
+    let at = i * LANES + lane;
+    let share = shares[min(at, GROUPS - 1u)];
+    sum += select(0.0, share.x, at < GROUPS);
+    high = max(high, share.y);
   }
+  sum = lanes_sum(sum, tid);
+  high = lanes_max(high, tid);
   // The power of two at or below the largest value, from its exponent bits.
   let unit = bitcast<f32>(clamp(bitcast<u32>(high) & 0x7f800000u, 0x10000000u, 0x7e800000u)) / u.headroom;
-  if (at >= u.m) { return; }
-  for (var i = tid; i < u.k / 4u; i += WORKGROUP) { y_put(row * (u.k / 4u) + i, normed(row, i) / unit); }
+  @unroll for (var r = 0; r < ROUNDS; r++) {
+    let i = r * WORKGROUP + tid;
+    if (i < fours) { y_put(row * fours + i, value[r] / unit); }
+  }
   if (tid == 0u) {
     @if NORM { scales[row] = unit * inverseSqrt(sum / f32(u.k) + u.eps); }
     @else { scales[row] = unit; }
@@ -94,6 +108,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     { k: 76 },
     ...FLOATS.map((norm) => ({ k: 100, norm })),
     { k: 600, norm: "bf16", splits: 3 },
+    { k: 1028, splits: 2 },
   ],
   makeCase({ k, norm: dtype, splits }, { device, random, reference }) {
     const m = 3;

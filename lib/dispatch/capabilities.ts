@@ -82,18 +82,26 @@ export const mostThreads = ({ limits }: Pick<Capabilities, "limits">): number =>
 const FEW_WORKGROUPS = 64;
 
 /**
- * Threads of a workgroup that converts one of `m` rows of `k` elements, four at a time: with
- * few rows, about two turns each ("Tensor cores for 64 rows").
+ * Maximum vectors of four that a thread of {@linkcode rowThreads} holds, where the device allows
+ * as many threads. Not measured: they take 32 registers of about 256, and what is multiplied by
+ * them 32 more.
+ */
+const MOST_FOURS = 8;
+
+/**
+ * Threads of a workgroup that converts one of `m` rows of `k` elements and holds it: with few
+ * rows, about two vectors of four each ("Tensor cores for 64 rows").
  */
 export function rowThreads(
   m: number,
   k: number,
   device: Pick<Capabilities, "adapterClass" | "limits">,
 ): number {
-  const least = 128, most = Math.min(512, mostThreads(device));
-  if (m > FEW_WORKGROUPS || device.adapterClass === "software") return least;
-  const turns = 2 ** Math.round(Math.log2(k / 8));
-  return Math.max(least, Math.min(most, turns));
+  const few = m <= FEW_WORKGROUPS && device.adapterClass !== "software";
+  const fours = k / 4 / (few ? 2 : MOST_FOURS);
+  const threads = 2 **
+    (few ? Math.round(Math.log2(fours)) : Math.ceil(Math.log2(fours)));
+  return Math.max(128, Math.min(512, mostThreads(device), threads));
 }
 
 /** Storage buffers that a kernel can bind: 8, as WebGPU promises, if the device does not say. */
