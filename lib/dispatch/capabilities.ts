@@ -90,7 +90,7 @@ const MOST_FOURS = 8;
 
 /**
  * Threads of a workgroup that converts one of `m` rows of `k` elements and holds it: with few
- * rows, about two vectors of four each ("Tensor cores for 64 rows").
+ * rows, one vector of four each ("Rows in f16: read once").
  */
 export function rowThreads(
   m: number,
@@ -98,10 +98,9 @@ export function rowThreads(
   device: Pick<Capabilities, "adapterClass" | "limits">,
 ): number {
   const few = m <= FEW_WORKGROUPS && device.adapterClass !== "software";
-  const fours = k / 4 / (few ? 2 : MOST_FOURS);
-  const threads = 2 **
-    (few ? Math.round(Math.log2(fours)) : Math.ceil(Math.log2(fours)));
-  return Math.max(128, Math.min(512, mostThreads(device), threads));
+  const most = Math.min(few ? 1024 : 512, mostThreads(device));
+  const threads = 2 ** Math.ceil(Math.log2(k / 4 / (few ? 1 : MOST_FOURS)));
+  return Math.max(128, Math.min(most, threads));
 }
 
 /** Storage buffers that a kernel can bind: 8, as WebGPU promises, if the device does not say. */

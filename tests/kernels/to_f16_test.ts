@@ -46,7 +46,7 @@ gpuTest(
           : undefined;
         const subgroups = random.pick([true, false]);
         const WORKGROUP = Math.min(
-          random.pick([128, 256, 512]),
+          random.pick([128, 256, 512, 1024]),
           mostThreads(trial.gpu),
         );
         const message = JSON.stringify({
@@ -133,7 +133,7 @@ Deno.test("few rows become f16 by more threads, as many as the device allows", (
   const threads = (m: number, k: number, how = {}) =>
     rowThreads(m, k, { limits, ...how });
   assertEquals([256, 1024, 2560, 12288].map((k) => threads(64, k)), [
-    ...[128, 128, 256, 512],
+    ...[128, 256, 1024, 1024],
   ]);
   assertEquals([4096, 12288].map((k) => threads(65, k)), [128, 512]);
   assertEquals(threads(64, 12288, { limits: least }), 256);
