@@ -47,6 +47,13 @@ import {
   PROJECT,
   projectedCase,
 } from "./attend_project.ts";
+import {
+  NORM_PLACE,
+  Q8_0,
+  QUANTIZE_NEW,
+  ROUND_QUERY,
+  SCORE_INTEGERS,
+} from "./attend_q8_0.ts";
 import { defineKernel } from "./define.ts";
 import {
   HALF_A_STEP,
@@ -102,40 +109,43 @@ const fetch = (x: string, at: string) => /* wgsl */ `
 const cachedPair = (x: string, h: number) =>
   `(@if CACHE == "q8_0" { values_of(${x}s[s * UNITS + p / PER][${h} * 2 + p % PER]) } @else { element(${x}s[(s * UNITS + p / PER) * 2 + ${h}], p % PER) })`;
 
-// Place of a lane's pair p of a vector that NORM_LANES lanes norm.
-const NORM_PLACE = "p * NORM_LANES + norm_lane";
-
-// The new key and value, as they are stored in q8_0: thread i makes a unit, both halves of
-// which have eight values, and a fourth of the threads also store the scales of two blocks.
-const QUANTIZED = /* wgsl */ `
-    for (var i = spare; i < HALF; i += WORKGROUP) {
-      let unit = i % (HALF / PER);
-      let base = (GROUP + i / (HALF / PER)) * WIDTH;
-      let block = unit / 2u;
-      let most = block_size(base, block);
-      let made = vec4u(
-        quantized(vectors[base + 2u * unit], most), quantized(vectors[base + 2u * unit + 1u], most),
-        quantized(vectors[base + HALF + 2u * unit], most), quantized(vectors[base + HALF + 2u * unit + 1u], most));
-      let scale = scale_at(new_row, block);
-      let scales = scales_word(most, block_size(base, block + 1u));
-      if (i < HALF / PER) {
-        k[new_row * (HALF / PER) + unit] = made;
-        if (unit % 4u == 0u) { k[scale / 4u][scale % 4u] = scales; }
-      } else {
-        v[new_row * (HALF / PER) + unit] = made;
-        if (unit % 4u == 0u) { v[scale / 4u][scale % 4u] = scales; }
+// A lane's part of the scores of a tile of keys.
+const FLOATS = /* wgsl */ `
+    @unroll for (var p = 0; p < PAIRS; p++) {
+      let i = ${PLACE};
+      let at = min(i, HALF - 1u);
+      @split var q: array<E, 2 * GROUP>;
+      @unroll for (var g = 0; g < GROUP; g++) {
+        q[2 * g] = vectors[g * WIDTH + at];
+        q[2 * g + 1] = vectors[g * WIDTH + at + HALF];
+      }
+      @unroll for (var s = 0; s < STEPS; s++) {
+        let a = ${cachedPair("k", 0)};
+        let b = ${cachedPair("k", 1)};
+        @unroll for (var g = 0; g < GROUP; g++) {
+          score[g * STEPS + s] += select(0.0, dot_of(q[2 * g], a) + dot_of(q[2 * g + 1], b), i < HALF);
+        }
       }
     }`;
 
-// Declares a sum over 2^log neighboring lanes; without subgroups over LANES.
-const sumOver = (name: string, log: string) => /* wgsl */ `
+// Declares a reduction over 2^log neighboring lanes; without subgroups over LANES.
+const over = (
+  log: string,
+  [name, reduce, lanes]: [string, (other: string) => string, string],
+) => /* wgsl */ `
 fn ${name}(v: f32, tid: u32) -> f32 {
   @if SUBGROUPS {
     var s = v;
-    @unroll for (var b = 0; b < ${log}; b++) { s += subgroupShuffleXor(s, 1u << b); }
+    @unroll for (var b = 0; b < ${log}; b++) { s = ${
+  reduce("subgroupShuffleXor(s, 1u << b)")
+}; }
     return s;
-  } @else { return lanes_sum(v, tid); }
+  } @else { return ${lanes}(v, tid); }
 }`;
+const sumOver = (name: string, log: string) =>
+  over(log, [name, (other) => `s + ${other}`, "lanes_sum"]);
+const maxOver = (name: string, log: string) =>
+  over(log, [name, (other) => `max(s, ${other})`, "lanes_max"]);
 
 // Sums what the threads that share an element of the result have of it.
 const ADD_PARTS = /* wgsl */ `
@@ -426,13 +436,13 @@ export const attendDecode = defineKernel<DecodeCase>({
       LOG_KEY_LANES: [1, 2, 3, 4],
       STEPS: [1, 2, 4],
     },
-    needs({ headDim, group }: AttendTarget, constants, device) {
+    needs({ headDim, group, cache }: AttendTarget, constants, device) {
       const { WORKGROUP, SHARES, LOG_KEY_LANES, STEPS } = constants;
       const { LOG_LANES, SUBGROUPS } = laneConstants(device);
       const keyLanes = 2 ** LOG_KEY_LANES;
       const lanes = SUBGROUPS ? 2 ** LOG_LANES : keyLanes;
       const heads = group / SHARES;
-      const { once, laneGroup } = decodeBytes(headDim, heads);
+      const { once, laneGroup } = decodeBytes(headDim, heads, cache);
       // A lane holds its part of q and of the sum per head, and of k and v per step.
       const values = headDim / keyLanes * (2 * heads + STEPS);
       const most = 4 * MOST_IN_FLIGHT;
@@ -474,6 +484,10 @@ const LOW = ${LOW}; // below every score
 var<workgroup> sums: array<E, LANE_GROUPS * GROUP * WIDTH>;
 var<workgroup> stat: array<vec2f, (LANE_GROUPS + 1u) * GROUP>; // maximum and sum of weights
 var<workgroup> vectors: array<E, (GROUP + 2u) * WIDTH>; // q of each head, the new key and value
+@if CACHE == "q8_0" {
+var<workgroup> integers: array<vec4u, GROUP * HALF>; // q: high and low bytes of both halves
+var<workgroup> units: array<f32, GROUP>; // what q's integers count
+}
 @if MERGE || PROJECT { var<workgroup> before: u32; }
 @if PROJECT && LEAVES { var<workgroup> results: array<f32, PROJECT>; }
 
@@ -519,18 +533,10 @@ fn fetch(worker: u32, workers: u32) {
 fn dot_of(a: E, b: E) -> f32 { @if VEC == 4 { return dot(a, b); } @else { return a * b; } }
 ${sumOver("key_sum", "LOG_KEY_LANES")}
 ${sumOver("norm_sum", "LOG_NORM_LANES")}
-
-@if CACHE == "q8_0" {
-// The largest size of the 32 values of a block; 0 if there is no such block.
-fn block_size(begin: u32, block: u32) -> f32 {
-  var most = 0.0;
-  for (var e = 4u * block; e < min(4u * block + 4u, HALF); e++) {
-    most = max(most, max(largest(vectors[begin + e]), largest(vectors[begin + HALF + e])));
-  }
-  return most;
-}
+@if CACHE == "q8_0" {${maxOver("norm_max", "LOG_NORM_LANES")}
 }
 
+${Q8_0}
 @if LEAVES {
 ${ROUND_FOUR}
 ${LEFT}
@@ -644,6 +650,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
         vectors[n * WIDTH + HALF + i] = x[2 * (r * NORM_PAIRS + p) + 1];
       }
     }
+    @if CACHE == "q8_0" {${ROUND_QUERY}
+    }
   }
   workgroupBarrier();
 
@@ -662,6 +670,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
 
+  @if CACHE == "q8_0" {
+    @split var unit: array<f32, GROUP>;
+    @unroll for (var g = 0; g < GROUP; g++) { unit[g] = units[g]; }
+  }
   @split var acc: array<E, GROUP * ELEMENTS>;
   @split var top: array<f32, GROUP>;
   @split var total: array<f32, GROUP>;
@@ -671,36 +683,23 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     @split var score: array<f32, GROUP * STEPS>;
     // naga zeros a variable once, not in each round.
     @unroll for (var i = 0; i < GROUP * STEPS; i++) { score[i] = 0.0; }
-    @unroll for (var p = 0; p < PAIRS; p++) {
-      let i = ${PLACE};
-      let at = min(i, HALF - 1u);
-      @split var q: array<E, 2 * GROUP>;
-      @unroll for (var g = 0; g < GROUP; g++) {
-        q[2 * g] = vectors[g * WIDTH + at];
-        q[2 * g + 1] = vectors[g * WIDTH + at + HALF];
-      }
-      @unroll for (var s = 0; s < STEPS; s++) {
-        let a = ${cachedPair("k", 0)};
-        let b = ${cachedPair("k", 1)};
-        @unroll for (var g = 0; g < GROUP; g++) {
-          let both = dot_of(q[2 * g], a) + dot_of(q[2 * g + 1], b);
-          @if CACHE == "q8_0" { score[g * STEPS + s] += select(0.0, kd[s * UNITS + p / PER] * both, i < HALF); }
-          @else { score[g * STEPS + s] += select(0.0, both, i < HALF); }
-        }
-      }
-    }
+    @if CACHE == "q8_0" {${SCORE_INTEGERS}} @else {${FLOATS}}
     @unroll for (var s = 0; s < STEPS; s++) {
-      @unroll for (var g = 0; g < GROUP; g++) { score[g * STEPS + s] = key_sum(score[g * STEPS + s], tid); }
+      @unroll for (var g = 0; g < GROUP; g++) {
+        score[g * STEPS + s] = key_sum(score[g * STEPS + s], tid)@if CACHE == "q8_0" { * unit[g] };
+      }
     }
     @unroll for (var g = 0; g < GROUP; g++) {
       var high = top[g];
       @unroll for (var s = 0; s < STEPS; s++) {
         high = select(high, max(high, score[g * STEPS + s]), t0 + s * KEYS + key_group < position);
       }
-      let shrink = exp(top[g] - high);
-      top[g] = high;
-      total[g] *= shrink;
-      @unroll for (var e = 0; e < ELEMENTS; e++) { acc[g * ELEMENTS + e] *= shrink; }
+      if (high > top[g]) {
+        let shrink = exp(top[g] - high);
+        top[g] = high;
+        total[g] *= shrink;
+        @unroll for (var e = 0; e < ELEMENTS; e++) { acc[g * ELEMENTS + e] *= shrink; }
+      }
     }
     @unroll for (var s = 0; s < STEPS; s++) {
       if (t0 + s * KEYS + key_group < position) {
@@ -766,7 +765,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     // Other threads than those that have results below.
     let spare = WORKGROUP - 1u - tid;
     ${cachedRow("new_row", "position")}
-    @if CACHE == "q8_0" {${QUANTIZED}
+    @if CACHE == "q8_0" {${QUANTIZE_NEW}
     }
     for (var i = spare; i < 2u * WIDTH / PER; i += WORKGROUP) {
       let a = vectors[GROUP * WIDTH + i * PER];

@@ -295,7 +295,7 @@ export function chooseProjection(
 
 /** Why attention and o_proj are dispatches of their own; undefined if they need not be. */
 function whyApart(
-  { headDim, group, kvHeads, w }: ProjectedShape,
+  { headDim, group, kvHeads, w, cache }: ProjectedShape,
   { WORKGROUP, PROJECT, LOG_KEY_LANES, LOG_LANES, SUBGROUPS }: Constants,
   device: Capabilities,
 ): string | undefined {
@@ -306,7 +306,7 @@ function whyApart(
   const stride = threads / Math.min(units, lanes);
   const blocks = Math.ceil(w.n / rows);
   const values = group * headDim / 2 ** Number(LOG_KEY_LANES);
-  const { once, laneGroup } = decodeBytes(headDim, group);
+  const { once, laneGroup } = decodeBytes(headDim, group, cache);
   const bytes = once + 4 * rows + 4 + threads / lanes * laneGroup;
   const memory = device.limits.maxComputeWorkgroupStorageSize;
   const most = mostThreads(device), buffers = mostBuffers(device);
@@ -342,15 +342,17 @@ function beginsAt(context: ContextClass | undefined, rows: number): number {
 }
 
 /**
- * Bytes of workgroup memory that decode attention takes for `heads` query heads: for them,
- * the new key and value, and for the results of each lane group.
+ * Bytes of workgroup memory that decode attention takes for `heads` query heads: for them, as
+ * integers too if keys are, the new key and value, and for the results of each lane group.
  */
 export function decodeBytes(
   headDim: number,
   heads: number,
+  cache?: CacheDtype,
 ): { once: number; laneGroup: number } {
+  const integers = cache === "q8_0" ? heads * (2 * headDim + 4) : 0;
   return {
-    once: 4 * (heads + 2) * headDim + 8 * heads,
+    once: 4 * (heads + 2) * headDim + 8 * heads + integers,
     laneGroup: 4 * heads * (headDim + 2),
   };
 }
@@ -377,7 +379,7 @@ function layoutConstants(
   let SHARES = Math.min(group, Math.max(least, Math.ceil(group / most)));
   while (group % SHARES) SHARES++;
   const laneCount = 2 ** (lanes.SUBGROUPS ? lanes.LOG_LANES : LOG_KEY_LANES);
-  const { once, laneGroup } = decodeBytes(headDim, group / SHARES);
+  const { once, laneGroup } = decodeBytes(headDim, group / SHARES, cache);
   const room = (limits.maxComputeWorkgroupStorageSize - once) /
     (laneGroup + 4 * laneCount);
   const laneGroups = 2 **
