@@ -136,9 +136,9 @@ const storeB = /* wgsl */ `
 const beginA = /* wgsl */ `
   let row = first_row + ${placeOf("block")} * 4u;
   @unroll for (var i = 0; i < 4; i++) {
-    begin[l * 4 + i] = offset.x + min(row + i, u.m - 1u) * u.k + ${
+    begin[l * 4 + i] = (offset.x + min(row + i, u.m - 1u) * u.k) / 4u + ${
   depthOf("block")
-} * 4u;
+};
   }`;
 
 const beginB = /* wgsl */ `
@@ -146,18 +146,18 @@ const beginB = /* wgsl */ `
   @unroll for (var i = 0; i < 4; i++) {
     @if B_BY_COLUMN {
       let column = source_column(first_column, ${placeOf("j")} * 4u + i);
-      begin[l * 4 + i] = offset.y + min(column, u.n - 1u) * u.k + ${
+      begin[l * 4 + i] = (offset.y + min(column, u.n - 1u) * u.k) / 4u + ${
   depthOf("j")
-} * 4u;
+};
     } @else {
       let column = min(first_column + j % (BN / 4u) * 4u, u.n - 4u);
-      begin[l * 4 + i] = offset.y + (j / (BN / 4u) * 4u + i) * u.n + column;
+      begin[l * 4 + i] = (offset.y + (j / (BN / 4u) * 4u + i) * u.n + column) / 4u;
     }
   }`;
 
 const loadA = /* wgsl */ `
   @unroll for (var i = 0; i < 4; i++) {
-    @if WHOLE { next[l * 4 + i] = T(a_at((begin[l * 4 + i] + k0) >> 2u)); } @else {
+    @if WHOLE { next[l * 4 + i] = T(a_at(begin[l * 4 + i] + k4)); } @else {
       let k = k0 + ${depthOf("block")} * 4u;
       let row = first_row + ${placeOf("block")} * 4u + i;
       next[l * 4 + i] = T(a_span(offset.x + row * u.k + k, remaining(k, k_end, row < u.m)));
@@ -168,13 +168,13 @@ const loadB = /* wgsl */ `
   let j = block - A_BLOCKS;
   @unroll for (var i = 0; i < 4; i++) {
     @if B_BY_COLUMN {
-      @if WHOLE { next[l * 4 + i] = T(b_at((begin[l * 4 + i] + k0) >> 2u)); } @else {
+      @if WHOLE { next[l * 4 + i] = T(b_at(begin[l * 4 + i] + k4)); } @else {
         let k = k0 + ${depthOf("j")} * 4u;
         let column = source_column(first_column, ${placeOf("j")} * 4u + i);
         next[l * 4 + i] = T(b_span(offset.y + column * u.k + k, remaining(k, k_end, column < u.n)));
       }
     } @else {
-      @if WHOLE { next[l * 4 + i] = T(b_at((begin[l * 4 + i] + k0 * u.n) >> 2u)); } @else {
+      @if WHOLE { next[l * 4 + i] = T(b_at(begin[l * 4 + i] + k4 * u.n)); } @else {
         let row = k0 + j / (BN / 4u) * 4u + i;
         let column = first_column + j % (BN / 4u) * 4u;
         next[l * 4 + i] = T(b_span(offset.y + row * u.n + column, remaining(column, u.n, row < k_end)));
@@ -182,16 +182,18 @@ const loadB = /* wgsl */ `
     }
   }`;
 
-/** UNROLL steps of k, from part `q` of the tile. */
+/**
+ * UNROLL steps of k, from part `q` of the tile. A vector has sums of four rows, not of four
+ * columns, and nothing calls fma: NVIDIA's compiler makes the fastest code of that, in this order
+ * ("f32 gemm: sums along rows").
+ */
 const multiply = (q: string) => /* wgsl */ `
   @unroll for (var kk = 0; kk < UNROLL; kk++) {
     @unroll for (var i = 0; i < TM4; i++) { av[i] = a_tile[${q}][kk][i * HIGH + tm]; }
     @unroll for (var j = 0; j < TN4; j++) { bv[j] = b_tile[${q}][kk][j * WIDE + tn]; }
-    @unroll for (var i = 0; i < TM4; i++) {
-      @unroll for (var j = 0; j < TN4; j++) {
-        @unroll for (var r = 0; r < 4; r++) {
-          acc[(i * 4 + r) * TN4 + j] = fma(vec4f(av[i][r]), bv[j], acc[(i * 4 + r) * TN4 + j]);
-        }
+    @unroll for (var j = 0; j < TN4; j++) {
+      @unroll for (var i = 0; i < TM4; i++) {
+        @unroll for (var c = 0; c < 4; c++) { acc[(j * 4 + c) * TM4 + i] += bv[j][c] * av[i]; }
       }
     }
   }`;
@@ -210,6 +212,12 @@ const multiplyPairs = (q: string) => /* wgsl */ `
       }
     }
   }`;
+
+/** Row `i * 4 + r` of a thread's sums, of its columns j * 4 … j * 4 + 3. */
+const sumsOf = (j: string) =>
+  `(@if F16 { acc[(i * 4 + r) * TN4 + ${j}] } @else { vec4f(${
+    [0, 1, 2, 3].map((c) => `acc[((${j}) * 4 + ${c}) * TM4 + i][r]`).join(", ")
+  }) })`;
 
 /**
  * One BM × BN tile of `c = a · b` per workgroup, TM × TN per thread.
@@ -296,6 +304,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
       workgroupBarrier();
     }
     if (k0 < k_end) {
+      let k4 = k0 / 4u;
       @unroll for (var l = 0; l < LOADS; l++) {
         let block = tid + l * THREADS;
         ${perBlock(loadA, loadB)}
@@ -333,16 +342,15 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
   @unroll for (var i = 0; i < TM4; i++) {
     @unroll for (var r = 0; r < 4; r++) {
       let row = first_row + i * (BM / TM4) + tm * 4u + r;
-      @if SCALED {
-        let scale = scales[offset.x / u.k + min(row, u.m - 1u)];
-        @unroll for (var j = 0; j < TN4; j++) { acc[(i * 4 + r) * TN4 + j] *= scale; }
-      }
+      @if SCALED { let scale = scales[offset.x / u.k + min(row, u.m - 1u)]; } @else { let scale = 1.0; }
       @if EPILOGUE == "swiglu" {
         // The left half of the tile holds gates, the right half the values they gate.
         @unroll for (var j = 0; j < TN4 / 2; j++) {
           let column = first_column + j * (BN / TN4) + tn * 4u;
-          let gate = acc[(i * 4 + r) * TN4 + j];
-          let value = gate / (1.0 + exp(-gate)) * acc[(i * 4 + r) * TN4 + TN4 / 2 + j];
+          let gate = ${sumsOf("j")} * scale;
+          let value = gate / (1.0 + exp(-gate)) * ${
+  sumsOf("TN4 / 2 + j")
+} * scale;
           c_store(offset.z + row * u.stride + u.column + column, remaining(column, columns, row < u.m), value);
         }
       } @else {
@@ -350,8 +358,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
           let column = first_column + j * (BN / TN4) + tn * 4u;
           let at = offset.z + row * u.stride + u.column + column;
           let left = remaining(column, columns, row < u.m);
-          @if EPILOGUE == "add" { c_store(at, left, c_span(at, left) + acc[(i * 4 + r) * TN4 + j]); }
-          @else { c_store(at, left, acc[(i * 4 + r) * TN4 + j]); }
+          let value = ${sumsOf("j")} * scale;
+          @if EPILOGUE == "add" { c_store(at, left, c_span(at, left) + value); } @else { c_store(at, left, value); }
         }
       }
     }

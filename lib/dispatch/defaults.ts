@@ -8,7 +8,6 @@
 
 import type { AdapterClass, Capabilities } from "./capabilities.ts";
 import { f16 } from "../formats/f16.ts";
-import { f32 } from "../formats/f32.ts";
 import { type Format, hasStrips } from "../formats/format.ts";
 import { type ContextClass, FEW_ROWS } from "./shapes.ts";
 
@@ -148,8 +147,6 @@ export interface Defaults {
     halfLarge: TileConstants;
     /** In f32, many tiles. */
     large: TileConstants;
-    /** Many tiles by weights in f32, if such a tile fits; like the others if absent. */
-    largeF32?: TileConstants;
     other: TileConstants;
   };
   attendDecode: Readonly<Record<ContextClass, AttendConstants>> & {
@@ -226,7 +223,6 @@ const NVIDIA: Defaults = {
     half: { BM: 64, BN: 128, BK: 32, TM: 8, TN: 8 },
     halfLarge: { BM: 128, BN: 128, BK: 32, TM: 8, TN: 8 },
     large: { BM: 128, BN: 128, BK: 16, TM: 8, TN: 8 },
-    largeF32: { BM: 128, BN: 128, BK: 32, TM: 8, TN: 8 },
     other: { BM: 64, BN: 64, BK: 16, TM: 4, TN: 8 },
   },
   attendDecode: {
@@ -446,14 +442,8 @@ export function tileFor(
       ? gemm.halfLarge
       : deep(gemm.half);
   }
-  const { large, largeF32 = large, other } = gemm;
-  const suitable = m < LARGE_ROWS || m * n < LARGE_OUTPUT
-    ? []
-    : format === f32
-    ? [largeF32, large]
-    : [large];
-  return deep(
-    suitable.find((tile) => tileBytes(deep(tile), half, format) <= room) ??
-      other,
-  );
+  const large = deep(gemm.large);
+  const suits = m >= LARGE_ROWS && m * n >= LARGE_OUTPUT &&
+    tileBytes(large, half, format) <= room;
+  return suits ? large : deep(gemm.other);
 }
