@@ -111,8 +111,6 @@ export interface Defaults {
   int8: {
     /** The LM head. */
     tall: Int8Constants;
-    /** Matrices that leave the kernels' instructions in caches. */
-    small: Int8Constants;
     other: Int8Constants;
   };
   gemvRows: {
@@ -174,10 +172,9 @@ const NVIDIA: Defaults = {
     // "Workgroups that walk": 1,024 threads for each of an H200's multiprocessors.
     walks: { threads: 1024 * 132, ROWS: 2 },
   },
-  // "Blocks as integers: x in registers".
+  // "Blocks as integers: x in registers", "Two rows in flight in small matrices, too".
   int8: {
     tall: INT8_FOUR_ROWS,
-    small: INT8_FOUR_ROWS,
     other: { ...INT8_FOUR_ROWS, ROWS: 2 },
   },
   gemvRows: {
@@ -317,7 +314,7 @@ const SOFTWARE: Defaults = {
     copied: 1 << 20,
   },
   // Not used by default either.
-  int8: { tall: EMULATED_INT8, small: EMULATED_INT8, other: EMULATED_INT8 },
+  int8: { tall: EMULATED_INT8, other: EMULATED_INT8 },
   gemvRows: {
     narrow: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },
     other: { WORKGROUP: 32, ROWS: 8, STEPS: 1, SLICES: 1 },

@@ -411,12 +411,6 @@ const LEAST_RESULTS = ROUNDED_BLOCK;
  * four lane groups share a row.
  */
 const MOST_RESULTS = 256;
-/**
- * Minimum elements of w, of models whose weights displace instructions from caches: the size
- * of the code counts there ("Less code").
- */
-const LARGE = 8e6;
-
 /** Whether quants multiply as integers, by rows that are rounded to integers. */
 export function multipliesIntegers(
   { k, format, largest }: Pick<LinearShape, "k" | "format" | "largest">,
@@ -439,8 +433,6 @@ export function integerConstants(
   const { int8 } = defaultsFor(device);
   const { WORKGROUP, HELD, THREADS, ...row } = n >= TALL_ROWS
     ? int8.tall
-    : n * k < LARGE
-    ? int8.small
     : int8.other;
   const ROWS = swiglu ? row.GATED : row.ROWS, halves = swiglu ? 2 : 1;
   const lanes = laneConstants(device), own = 2 ** lanes.LOG_LANES;
