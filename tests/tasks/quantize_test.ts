@@ -113,8 +113,12 @@ Deno.test("Ctrl-C ends writing with code 130 and leaves nothing", async () => {
   }).spawn();
   const isWriting = () =>
     [...Deno.readDirSync(out.path)].some(({ name }) => name.endsWith(".part"));
-  while (!isWriting()) await new Promise((done) => setTimeout(done, 20));
-  child.kill("SIGINT");
+  let hasEnded = false;
+  child.status.then(() => hasEnded = true);
+  while (!isWriting() && !hasEnded) {
+    await new Promise((done) => setTimeout(done, 20));
+  }
+  if (!hasEnded) child.kill("SIGINT");
   const { code, stdout, stderr } = await child.output();
   const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
   assertEquals(
