@@ -293,6 +293,8 @@ function requireRow(c: Constants, m: number, kvHeads: number): void {
  * (heads.ts). The last workgroup of a head to count itself there merges them (MERGE 1), or
  * merge_splits.ts does, which finds the number of splits in `state[1]`.
  *
+ * Keys in q8_0 are multiplied as integers, by q as integers; see attend_q8_0.ts.
+ *
  * `qkv` may be QKV_SPLITS parts, which a gemm that split k has left to be added up.
  * With HALF_Y, the result is also for a matmul in f16, and is in `halfY` instead of `y`: as
  * values were cached in f16, they and their averages fit.
