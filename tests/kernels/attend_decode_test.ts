@@ -267,6 +267,34 @@ gpuTest(
 );
 
 gpuTest(
+  "attendDecode multiplies any q by keys in q8_0",
+  async (_, trial) => {
+    const { random } = trial, cache = "q8_0";
+    const shape = { ...ONE, heads: 4, kvHeads: 2, headDim: 64, context: 140 };
+    for (const value of [0, 1e15, 1e-30, 1e4, NaN, Infinity]) {
+      const sizes = { ...shape, lengths: [random.int(1, 139)] };
+      const inputs = attentionInputs(random, sizes, { cache });
+      const { data } = inputs.qkv, head = random.int(0, 3), from = 64 * head;
+      if (value === 0) data.fill(0, from, from + 64);
+      else data[from + random.int(0, 63)] = value;
+      const splits = random.pick([1, 7]), MERGE = random.int(0, 1);
+      const constants = { ...small(trial.gpu), MERGE };
+      const { y } = run(trial, inputs, sizes, splits, constants);
+      const sums = attended(appended(inputs, sizes), sizes);
+      const what = JSON.stringify({ ...sizes, value, head, splits, constants });
+      const row = await y.read();
+      if (Number.isFinite(value)) {
+        assertSums(row, sums, what, toleranceOf(cache));
+      } else {
+        const own = row.subarray(from, from + 64);
+        assert(own.every(isNaN), `${what}: ${own}`);
+        assertEquals(row.filter(isNaN).length, 64, what);
+      }
+    }
+  },
+);
+
+gpuTest(
   "attendDecode raises the flag exactly when f16 cannot hold a value",
   async (_, trial) => {
     const { random } = trial;
