@@ -30,14 +30,21 @@ const LONG_CHUNK_MS = 50;
  */
 const APART_CHUNK_MS = 16;
 
+/**
+ * How much larger the next chunk may be. Twice as large meant six readbacks in 64 tokens, after
+ * each of which the device waits ("Chunks grow fourfold").
+ */
+const MOST_GROWTH = 4;
+
 /** Chooses the steps of the first chunk. */
 export function firstChunk({ software }: { software: boolean }): number {
   return FIRST_CHUNK[software ? "software" : "hardware"];
 }
 
 /**
- * Chooses the steps of the next chunk after one of `steps` that took `ms`: twice as many,
- * up to a maximum, unless it took long enough.
+ * Chooses the steps of the next chunk after one of `steps` that took `ms`: the same if that was
+ * long enough, else two to four times as many, up to a maximum, that take at most twice as
+ * long as that.
  */
 export function nextChunk(
   steps: number,
@@ -49,7 +56,11 @@ export function nextChunk(
     shared?: boolean;
   },
 ): number {
-  if (ms >= (readsApart ? APART_CHUNK_MS : LONG_CHUNK_MS)) return steps;
+  const long = readsApart ? APART_CHUNK_MS : LONG_CHUNK_MS;
+  if (ms >= long) return steps;
   const most = LARGEST_CHUNK[shared && readsAtOnce ? "shared" : "other"];
-  return Math.min(most, 2 * steps);
+  return Math.min(
+    most,
+    Math.floor(steps * Math.min(MOST_GROWTH, 2 * long / ms)),
+  );
 }

@@ -193,7 +193,7 @@ export class DecodeLoop implements Disposable {
       this.#waited(steps, performance.now() - called);
       if (this.#piece) this.#submit(this.#piece);
       const now = performance.now();
-      if (this.#decode) this.#grow(now - began);
+      if (this.#decode) this.#grow(steps, now - began);
       began = now;
       let running = this.#chunk;
       // The consumer may be slow, so more work is submitted before tokens are yielded. The
@@ -233,7 +233,7 @@ export class DecodeLoop implements Disposable {
       paces.prompt.waited();
       paces.step.waited();
       const now = performance.now();
-      if (this.#decode) this.#grow(now - began);
+      if (this.#decode) this.#grow(steps, now - began);
       began = now;
       from += steps;
       yield ids;
@@ -327,11 +327,14 @@ export class DecodeLoop implements Disposable {
     return 1;
   }
 
-  /** Chooses the size of the next chunks, unless the watcher fixes it. */
-  #grow(ms: number): void {
+  /**
+   * Chooses the size of the next chunks, unless the watcher fixes it, after `steps` steps took
+   * `ms`.
+   */
+  #grow(steps: number, ms: number): void {
     const { batch: { ops: { gpu } }, options: { watcher } } = this;
     if (watcher?.chunk) return;
-    this.#size = nextChunk(this.#size, ms, gpu);
+    this.#size = nextChunk(this.#size, ms / steps * this.#size, gpu);
   }
 
   /** Submits the rest of the running chunk, and encodes the first piece of the next. */

@@ -140,13 +140,14 @@ Deno.test("chunks of steps double up to a maximum, unless one took long", () => 
   const after = (steps: number, ms: number, readsAtOnce: boolean) =>
     nextChunk(steps, ms, { readsAtOnce, shared: true });
   assertEquals(after(2, 49, true), 4);
+  assertEquals([after(2, 1, true), after(2, 30, true)], [8, 6]);
   assertEquals(after(2, 50, true), 2);
   assertEquals([after(16, 20, true), after(32, 20, true)], [32, 32]);
   assertEquals([after(32, 20, false), after(64, 20, false)], [64, 64]);
   assertEquals(nextChunk(32, 20, { readsAtOnce: true }), 64); // no other request waits
   const apart = (steps: number, ms: number) =>
     nextChunk(steps, ms, { readsAtOnce: false, readsApart: true });
-  assertEquals([apart(2, 1), apart(4, 15.9), apart(4, 16)], [4, 8, 4]);
+  assertEquals([apart(2, 1), apart(4, 15.9), apart(4, 16)], [8, 8, 4]);
   assertEquals(apart(32, 1), 64);
 });
 
