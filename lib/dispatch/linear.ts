@@ -445,7 +445,7 @@ export function integerConstants(
   const share = Math.min(
     Math.round(threads / own / SETS),
     Math.floor(most / SETS),
-    LEAST_RESULTS * halves / ROWS,
+    LEAST_RESULTS / ROWS,
   );
   const teams = 2 ** Math.floor(Math.log2(Math.max(1, share)));
   const workgroup = teams * SETS * own;
