@@ -1,8 +1,9 @@
 import {
   chooseDecodeAttention,
   decodeBytes,
+  LEAVING_BUFFERS,
 } from "../lib/dispatch/attention.ts";
-import { laneConstants } from "../lib/dispatch/capabilities.ts";
+import { laneConstants, mostBuffers } from "../lib/dispatch/capabilities.ts";
 import type { AttendTarget } from "../lib/dispatch/keys.ts";
 import { isPowerOf2, MOST_IN_FLIGHT } from "../lib/dispatch/limits.ts";
 import {
@@ -35,6 +36,7 @@ import {
   type Expected,
   HALF_ROUNDED,
   halfNorms,
+  QUERY_SUM,
   type Result,
   room,
   SUM,
@@ -48,6 +50,7 @@ import {
   projectedCase,
 } from "./attend_project.ts";
 import {
+  COUNTS,
   NORM_PLACE,
   Q8_0,
   QUANTIZE_NEW,
@@ -128,24 +131,15 @@ const FLOATS = /* wgsl */ `
       }
     }`;
 
-// Declares a reduction over 2^log neighboring lanes; without subgroups over LANES.
-const over = (
-  log: string,
-  [name, reduce, lanes]: [string, (other: string) => string, string],
-) => /* wgsl */ `
+// Declares a sum over 2^log neighboring lanes; without subgroups over LANES.
+const sumOver = (name: string, log: string) => /* wgsl */ `
 fn ${name}(v: f32, tid: u32) -> f32 {
   @if SUBGROUPS {
     var s = v;
-    @unroll for (var b = 0; b < ${log}; b++) { s = ${
-  reduce("subgroupShuffleXor(s, 1u << b)")
-}; }
+    @unroll for (var b = 0; b < ${log}; b++) { s += subgroupShuffleXor(s, 1u << b); }
     return s;
-  } @else { return ${lanes}(v, tid); }
+  } @else { return lanes_sum(v, tid); }
 }`;
-const sumOver = (name: string, log: string) =>
-  over(log, [name, (other) => `s + ${other}`, "lanes_sum"]);
-const maxOver = (name: string, log: string) =>
-  over(log, [name, (other) => `max(s, ${other})`, "lanes_max"]);
 
 // Sums what the threads that share an element of the result have of it.
 const ADD_PARTS = /* wgsl */ `
@@ -197,7 +191,7 @@ interface DecodeCase extends AttentionCase {
   leaves?: boolean;
   /** Parts that qkv is left in, to be added up. */
   parts?: number;
-  /** Whether the result is in f16; skipped where splits are merged and the kernel cannot. */
+  /** Whether the result is in f16; skipped where the kernel cannot merge or bind so much. */
   half?: boolean;
   /** Format and rows of o_proj, if the kernel multiplies by it; skipped where lanes cannot. */
   project?: readonly [format: string, n: number];
@@ -227,7 +221,7 @@ const BATCH_STEP = {
 
 /** What attention that multiplies nothing leaves in `y`, and in `left`. */
 function ownResults(
-  { headDim, splits, merge, leaves, half }: DecodeCase,
+  { headDim, splits, merge, leaves, half, cache }: DecodeCase,
   attended: Expected,
 ): Result[] {
   const size = attended.values.length;
@@ -242,7 +236,7 @@ function ownResults(
       ...attended,
       ...(half && !apart
         ? { norms: halfNorms(attended.norms), tolerance: HALF_ROUNDED }
-        : { tolerance: SUM }),
+        : { tolerance: cache === "q8_0" ? QUERY_SUM : SUM }),
     },
     ...(leaves
       ? [{
@@ -488,7 +482,7 @@ var<workgroup> stat: array<vec2f, (LANE_GROUPS + 1u) * GROUP>; // maximum and su
 var<workgroup> vectors: array<E, (GROUP + 2u) * WIDTH>; // q of each head, the new key and value
 @if CACHE == "q8_0" {
 var<workgroup> integers: array<vec4u, GROUP * HALF>; // q: high and low bytes of both halves
-var<workgroup> units: array<f32, GROUP>; // what q's integers count
+var<workgroup> counts: array<f32, GROUP * HALF / PER>; // what those of a unit count
 }
 @if MERGE || PROJECT { var<workgroup> before: u32; }
 @if PROJECT && LEAVES { var<workgroup> results: array<f32, PROJECT>; }
@@ -535,8 +529,6 @@ fn fetch(worker: u32, workers: u32) {
 fn dot_of(a: E, b: E) -> f32 { @if VEC == 4 { return dot(a, b); } @else { return a * b; } }
 ${sumOver("key_sum", "LOG_KEY_LANES")}
 ${sumOver("norm_sum", "LOG_NORM_LANES")}
-@if CACHE == "q8_0" {${maxOver("norm_max", "LOG_NORM_LANES")}
-}
 
 ${Q8_0}
 @if LEAVES {
@@ -672,9 +664,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
 
-  @if CACHE == "q8_0" {
-    @split var unit: array<f32, GROUP>;
-    @unroll for (var g = 0; g < GROUP; g++) { unit[g] = units[g]; }
+  @if CACHE == "q8_0" {${COUNTS}
   }
   @split var acc: array<E, GROUP * ELEMENTS>;
   @split var top: array<f32, GROUP>;
@@ -688,7 +678,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     @if CACHE == "q8_0" {${SCORE_INTEGERS}} @else {${FLOATS}}
     @unroll for (var s = 0; s < STEPS; s++) {
       @unroll for (var g = 0; g < GROUP; g++) {
-        score[g * STEPS + s] = key_sum(score[g * STEPS + s], tid)@if CACHE == "q8_0" { * unit[g] };
+        score[g * STEPS + s] = key_sum(score[g * STEPS + s], tid);
       }
     }
     @unroll for (var g = 0; g < GROUP; g++) {
@@ -937,6 +927,7 @@ ${ADD_PARTS}
     }, device);
     const choice = choices[CONTEXT_CLASSES.indexOf(layout)];
     if (merge && !choice.merges) return undefined;
+    if (half && mostBuffers(device) < LEAVING_BUFFERS) return undefined;
     const possible = project ? choice.constants.SUBGROUPS : choice.leaves;
     if ((project || leaves) && !possible) return undefined;
     const inputs = reference.attentionInputs(random, sizes, given);

@@ -12,23 +12,21 @@ const LEAST = 1e-30;
 /** Place of a lane's pair p of a vector that NORM_LANES lanes norm. */
 export const NORM_PLACE = "p * NORM_LANES + norm_lane";
 
-/** WGSL: rounds what a lane has of a head's q to integers, a part of its largest value each. */
+/**
+ * WGSL: rounds what a lane has of a head's q to integers. What they count is a part of the largest
+ * value of a unit, which two neighboring lanes have; without subgroups, of all that lanes have.
+ */
 export const ROUND_QUERY = /* wgsl */ `
-    var most = 0.0;
     @unroll for (var p = 0; p < NORM_PAIRS; p++) {
-      let size = max(largest(x[2 * (r * NORM_PAIRS + p)]), largest(x[2 * (r * NORM_PAIRS + p) + 1]));
-      most = max(most, select(0.0, size, ${NORM_PLACE} < HALF));
-    }
-    most = norm_max(most, tid);
-    let steps = select(0.0, ${LARGEST}.0 / most, most > ${LEAST});
-    if (norm_group + r * NORM_GROUPS < GROUP) {
-      @unroll for (var p = 0; p < NORM_PAIRS; p++) {
-        let i = ${NORM_PLACE};
-        let a = bytes_of(x[2 * (r * NORM_PAIRS + p)] * steps);
-        let b = bytes_of(x[2 * (r * NORM_PAIRS + p) + 1] * steps);
-        if (i < HALF) { integers[n * HALF + i] = vec4u(a, b); }
+      let i = ${NORM_PLACE};
+      let a = x[2 * (r * NORM_PAIRS + p)];
+      let b = x[2 * (r * NORM_PAIRS + p) + 1];
+      let most = unit_max(select(0.0, max(largest(a), largest(b)), i < HALF), tid);
+      let steps = select(0.0, ${LARGEST}.0 / most, most > ${LEAST});
+      if (i < HALF && norm_group + r * NORM_GROUPS < GROUP) {
+        integers[n * HALF + i] = vec4u(bytes_of(a * steps), bytes_of(b * steps));
+        if (i % PER == 0u) { counts[(n * HALF + i) / PER] = most / ${LARGEST}.0; }
       }
-      if (norm_lane == 0u) { units[n] = most / ${LARGEST}.0; }
     }`;
 
 /**
@@ -49,14 +47,27 @@ export const SCORE_INTEGERS = /* wgsl */ `
             high += dot4I8Packed(q[n].x, ks[s * UNITS + i][n]) + dot4I8Packed(q[n].z, ks[s * UNITS + i][PER + n]);
             low += dot4I8Packed(q[n].y, ks[s * UNITS + i][n]) + dot4I8Packed(q[n].w, ks[s * UNITS + i][PER + n]);
           }
-          score[g * STEPS + s] += select(0.0, kd[s * UNITS + i] * f32((high << 8u) + low), first < HALF);
+          score[g * STEPS + s] += kd[s * UNITS + i] * (count[g * UNITS + i] * f32((high << 8u) + low));
         }
       }
     }`;
 
+/** WGSL: what a lane's integers of q count; nothing past the end of a head. */
+export const COUNTS = /* wgsl */ `
+  @split var count: array<f32, GROUP * UNITS>;
+  @unroll for (var g = 0; g < GROUP; g++) {
+    @unroll for (var i = 0; i < UNITS; i++) {
+      let unit = i * KEY_LANES + key_lane;
+      count[g * UNITS + i] = select(0.0, counts[g * (HALF / PER) + min(unit, HALF / PER - 1u)], unit < HALF / PER);
+    }
+  }`;
+
 /** WGSL: functions of the others. */
 export const Q8_0 = /* wgsl */ `
 @if CACHE == "q8_0" {
+fn unit_max(v: f32, tid: u32) -> f32 {
+  @if SUBGROUPS { return max(v, subgroupShuffleXor(v, 1u)); } @else { return lanes_max(v, tid); }
+}
 // Four elements of q as their high and their low bytes.
 fn bytes_of(steps: vec4f) -> vec2u {
   let whole = vec4i(round(steps));

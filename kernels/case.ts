@@ -189,6 +189,8 @@ export const SUM = 1e-5;
 export const HALF_SUM = 1e-2;
 /** Tolerance of sums by rows that are rounded to 15 bits: the error is about a tenth of it. */
 export const INTEGER_SUM = 3e-4;
+/** Tolerance of attention to keys in q8_0, which multiply a q of 16 bits: about ten times its error. */
+export const QUERY_SUM = 1e-4;
 /** Tolerance of results that are rounded to f16, relative to {@linkcode halfNorms}. */
 export const HALF_ROUNDED = 2 ** -11;
 /**

@@ -77,7 +77,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     sum += select(0.0, dot(value[r], value[r]), i < fours);
     @if NORM { value[r] *= gain[r]; }
     let size = abs(value[r]);
-    high = max(high, max(max(size.x, size.y), max(size.z, size.w)));
+    // Past the end, another thread may have stored its sum already.
+    high = select(high, max(high, max(max(size.x, size.y), max(size.z, size.w))), i < fours);
   }
   sum = lanes_sum(sum, tid);
   high = lanes_max(high, tid);

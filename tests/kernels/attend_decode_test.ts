@@ -8,7 +8,7 @@ import {
   positionsTensor,
   stateTensor,
 } from "../../kernels/attention_case.ts";
-import { u32Tensor } from "../../kernels/case.ts";
+import { QUERY_SUM, SUM, u32Tensor } from "../../kernels/case.ts";
 import {
   HALF_A_STEP,
   roundedSizes,
@@ -47,8 +47,7 @@ function small(gpu: Gpu, WORKGROUP = 64): Constants {
   };
 }
 
-/** Of sums: with keys in q8_0, q is rounded to integers of 16 bits. */
-const toleranceOf = (cache: CacheDtype) => cache === "q8_0" ? 3e-5 : 1e-5;
+const toleranceOf = (cache: CacheDtype) => cache === "q8_0" ? QUERY_SUM : SUM;
 
 /** One step with `splits` splits of the keys, which are merged if there are several. */
 function run(
@@ -290,6 +289,27 @@ gpuTest(
         assert(own.every(isNaN), `${what}: ${own}`);
         assertEquals(row.filter(isNaN).length, 64, what);
       }
+    }
+  },
+);
+
+gpuTest(
+  "attendDecode keeps what is beside an outlier of q with keys in q8_0",
+  async (_, trial) => {
+    const { random } = trial, cache = "q8_0";
+    const shape = { ...ONE, heads: 2, kvHeads: 1, headDim: 128, context: 140 };
+    for (const [weight, tolerance] of [[10, 1e-4], [1000, 1e-2]]) {
+      const sizes = { ...shape, lengths: [random.int(20, 139)] };
+      const inputs = attentionInputs(random, sizes, { cache, norm: "f32" });
+      // Keys are nearly zero there, so that all else still counts.
+      const column = random.int(0, 127), half = (column + 64) % 128;
+      inputs.qNorm.data[column] = weight;
+      for (const at of [column, half]) inputs.kNorm.data[at] = 1e-3 / weight;
+      const splits = random.pick([1, 7]);
+      const { y } = run(trial, inputs, sizes, splits, small(trial.gpu));
+      const sums = attended(appended(inputs, sizes), sizes);
+      const what = JSON.stringify({ ...sizes, weight, column, splits });
+      assertSums(await y.read(), sums, what, tolerance);
     }
   },
 );

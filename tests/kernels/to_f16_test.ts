@@ -84,6 +84,26 @@ gpuTest(
   },
 );
 
+gpuTest("toF16 scales sums of splits into range", async (_, trial) => {
+  // Sums are far smaller than what is added up, and threads past the end have nothing.
+  for (const [k, WORKGROUP] of [[4, 128], [1028, 128], [1024, 256]]) {
+    if (WORKGROUP > mostThreads(trial.gpu)) continue;
+    const SPLITS = trial.random.int(2, 8), headroom = 64, m = 2;
+    const fill = (rows: number, value: number) =>
+      trial.upload(trial.random.filled("f32", [rows, k], value));
+    const x = fill(m, -1000), partial = fill(SPLITS * m, 1000.5 / SPLITS);
+    const y = trial.filled([m, k], NaN, "f16"), scales = trial.filled([m]);
+    trial.run(toF16, { partial, x, norm: fill(1, 1), y, scales }, {
+      constants: { SPLITS, WORKGROUP, ...lanes(trial.gpu, true) },
+      uniforms: { eps, headroom },
+    });
+    const what = `${k} in ${SPLITS} splits, ${WORKGROUP} threads`;
+    const [halves, sums] = [await y.read(), await x.read()];
+    assert(halves.every((v) => v >= 64 && v <= 128), `${what}: ${halves[0]}`);
+    assert(sums.every((v) => Math.abs(v - 0.5) < 1e-3), `${what}: ${sums[0]}`);
+  }
+});
+
 gpuTest("toF16 leaves a row of zeros at zero", async (_, trial) => {
   const x = trial.random.filled("f32", [2, 8], 0);
   const { y, scales } = run(trial, x, undefined, 16);
