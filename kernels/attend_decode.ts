@@ -51,7 +51,6 @@ import {
 } from "./attend_project.ts";
 import {
   COUNTS,
-  NORM_PLACE,
   Q8_0,
   QUANTIZE_NEW,
   ROUND_QUERY,
@@ -71,6 +70,7 @@ import {
   cacheRow,
   COUNTERS,
   HEADS,
+  NORM_PLACE,
   NOT_PAGED,
   POSITIONS,
   positionsWord,
@@ -677,9 +677,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u
     @unroll for (var i = 0; i < GROUP * STEPS; i++) { score[i] = 0.0; }
     @if CACHE == "q8_0" {${SCORE_INTEGERS}} @else {${FLOATS}}
     @unroll for (var s = 0; s < STEPS; s++) {
-      @unroll for (var g = 0; g < GROUP; g++) {
-        score[g * STEPS + s] = key_sum(score[g * STEPS + s], tid);
-      }
+      @unroll for (var g = 0; g < GROUP; g++) { score[g * STEPS + s] = key_sum(score[g * STEPS + s], tid); }
     }
     @unroll for (var g = 0; g < GROUP; g++) {
       var high = top[g];

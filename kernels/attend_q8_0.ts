@@ -3,14 +3,11 @@
  *
  * @module
  */
+import { NORM_PLACE } from "./heads.ts";
+import { LEAST } from "./int8_case.ts";
 
 /** The largest integer that q is rounded to: two bytes, 256 · high + low. */
 const LARGEST = 127 * 256 + 127;
-/** Below this, the largest value counts as zero: its reciprocal would overflow. */
-const LEAST = 1e-30;
-
-/** Place of a lane's pair p of a vector that NORM_LANES lanes norm. */
-export const NORM_PLACE = "p * NORM_LANES + norm_lane";
 
 /**
  * WGSL: rounds what a lane has of a head's q to integers. What they count is a part of the largest

@@ -167,6 +167,9 @@ fn ${x}_cached(row: u32, four: u32) -> vec4f {
 }
 `;
 
+/** Place of a lane's pair p of a vector that NORM_LANES lanes norm. */
+export const NORM_PLACE = "p * NORM_LANES + norm_lane";
+
 /**
  * Norms a pair by `factor` and its weights, then rotates it by an angle given as cosine
  * and sine, in place.

@@ -10,6 +10,8 @@ import { u32Tensor } from "./case.ts";
 export const BLOCK = 32;
 /** The largest integer: 127 · 128. */
 export const LARGEST = 16256;
+/** Below this, the largest value counts as zero: its reciprocal would overflow. */
+export const LEAST = 1e-30;
 /** Planes: the integers' high and low bytes, and what rounding left, in 1/256. */
 export const PLANES = 3;
 /**

@@ -14,12 +14,10 @@
 import { ROUNDED_BLOCK } from "../lib/dispatch/shapes.ts";
 import { type CpuTensor, toF32 } from "../lib/formats/tensor.ts";
 import { u32Tensor } from "./case.ts";
-import { IS_NAN, LARGEST } from "./int8_case.ts";
+import { IS_NAN, LARGEST, LEAST } from "./int8_case.ts";
 
 /** What a step of the rest is of one of the integers. */
 export const STEP_OF_REST = 1 / (2 * LARGEST);
-/** Below this, a block's largest value counts as zero: its reciprocal would overflow. */
-const LEAST = 1e-30;
 /**
  * A block whose largest value is so many times the mean size of its values has outliers. The
  * mean is that of fourth roots, to the fourth power, in which few outliers do not hide one

@@ -18,12 +18,10 @@ import {
   int8Values,
   IS_NAN,
   LARGEST,
+  LEAST,
   PLANES,
 } from "./int8_case.ts";
 import { partialSquares } from "./linear_case.ts";
-
-/** Below this, a block's largest value counts as zero: its reciprocal would overflow. */
-const LEAST = 1e-30;
 
 /**
  * Rounds rows to integers of 15 bits with a scale per block of 32, for

@@ -350,7 +350,7 @@ export function decodeBytes(
   heads: number,
   cache?: CacheDtype,
 ): { once: number; laneGroup: number } {
-  const integers = cache === "q8_0" ? heads * 9 / 4 * headDim : 0;
+  const integers = cache === "q8_0" ? heads * (2 * headDim + headDim / 4) : 0;
   return {
     once: 4 * (heads + 2) * headDim + 8 * heads + integers,
     laneGroup: 4 * heads * (headDim + 2),

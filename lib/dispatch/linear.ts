@@ -411,6 +411,7 @@ const LEAST_RESULTS = ROUNDED_BLOCK;
  * four lane groups share a row.
  */
 const MOST_RESULTS = 256;
+
 /** Whether quants multiply as integers, by rows that are rounded to integers. */
 export function multipliesIntegers(
   { k, format, largest }: Pick<LinearShape, "k" | "format" | "largest">,

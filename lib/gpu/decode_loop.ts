@@ -329,7 +329,7 @@ export class DecodeLoop implements Disposable {
 
   /**
    * Chooses the size of the next chunks, unless the watcher fixes it, after `steps` steps took
-   * `ms`.
+   * `ms`; a prompt, at first, takes at least as long as a step.
    */
   #grow(steps: number, ms: number): void {
     const { batch: { ops: { gpu } }, options: { watcher } } = this;

@@ -134,7 +134,7 @@ Deno.test("a GPU is chosen by request, by kind, or by rate", () => {
   });
 });
 
-Deno.test("chunks of steps double up to a maximum, unless one took long", () => {
+Deno.test("chunks of steps grow up to a maximum, unless one took long", () => {
   assertEquals(firstChunk({ software: false }), 2);
   assertEquals(firstChunk({ software: true }), 1);
   const after = (steps: number, ms: number, readsAtOnce: boolean) =>
