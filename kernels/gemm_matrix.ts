@@ -52,48 +52,52 @@ const beginB = /* wgsl */ `
   let column = min(source_column(first_column, item / (BK / WIDE)), u.n - 1u);
   b_begin[l] = (first_held + column) * u.k + item % (BK / WIDE) * WIDE;`;
 
-const loadA = /* wgsl */ `
+const loadA = (set: string) => /* wgsl */ `
   let k = k0 + item % (BK / 8u) * 8u;
   @if A_VIEW == "unit" {
-    @if WHOLE { next_a[l] = a_load((a_begin[l] + k0) / 8u); }
-    @else { next_a[l] = a_masked(a_load((a_begin[l] + k0 - k + min(k, u.k - 8u)) / 8u), k < k_end); }
+    @if WHOLE { next_a[${set} * A_LOADS + l] = a_load((a_begin[l] + k0) / 8u); }
+    @else { next_a[${set} * A_LOADS + l] = a_masked(a_load((a_begin[l] + k0 - k + min(k, u.k - 8u)) / 8u), k < k_end); }
   } @else {
     let at = a_begin[l] + k0;
-    next_a[l] = halves(a_span(at, remaining(k, k_end)), a_span(at + 4u, remaining(k + 4u, k_end)));
+    next_a[${set} * A_LOADS + l] = halves(a_span(at, remaining(k, k_end)), a_span(at + 4u, remaining(k + 4u, k_end)));
   }`;
 
-const loadB = /* wgsl */ `
+const loadB = (set: string) => /* wgsl */ `
   let k = k0 + item % (BK / WIDE) * WIDE;
   @if B_VIEW == "unit" {
     @unroll for (var h = 0; h < B_PARTS; h++) {
-      @if WHOLE { next_b[l * B_PARTS + h] = b_load((b_begin[l] + k0) / B_UNIT + h); }
-      @else { next_b[l * B_PARTS + h] = b_load((b_begin[l] + k0 - k + min(k + h * B_UNIT, u.k - B_UNIT)) / B_UNIT); }
+      @if WHOLE { next_b[(${set} * B_LOADS + l) * B_PARTS + h] = b_load((b_begin[l] + k0) / B_UNIT + h); }
+      @else { next_b[(${set} * B_LOADS + l) * B_PARTS + h] = b_load((b_begin[l] + k0 - k + min(k + h * B_UNIT, u.k - B_UNIT)) / B_UNIT); }
     }
   } @else {
     let at = b_begin[l] + k0;
-    next_b[l] = halves(b_span(at, remaining(k, k_end)), b_span(at + 4u, remaining(k + 4u, k_end)));
+    next_b[${set} * B_LOADS + l] = halves(b_span(at, remaining(k, k_end)), b_span(at + 4u, remaining(k + 4u, k_end)));
   }`;
 
-const storeA = /* wgsl */ `
+const storeA = (set: string) => /* wgsl */ `
   let row = item / (BK / 8u);
   let at = item % (BK / 8u);
-  tile[stage + at / SLICE * SLICE_BLOCKS + row / 16u][row % 16u * STRIDE + at % SLICE] = next_a[l];`;
+  tile[stage + at / SLICE * SLICE_BLOCKS + row / 16u][row % 16u * STRIDE + at % SLICE] = next_a[(${set}) * A_LOADS + l];`;
 
-const storeB = /* wgsl */ `
+const storeB = (set: string) => /* wgsl */ `
   let column = item / (BK / WIDE);
   let begin = item % (BK / WIDE) * (WIDE / 8u);
   let block = stage + begin / SLICE * SLICE_BLOCKS + BM / 16u + column / 16u;
   let at = column % 16u * STRIDE + begin % SLICE;
   @unroll for (var e = 0; e < WIDE / 8; e++) {
-    @if B_VIEW != "unit" || B_DTYPE == "f16" { tile[block][at + e] = next_b[l]; }
+    @if B_VIEW != "unit" || B_DTYPE == "f16" { tile[block][at + e] = next_b[(${set}) * B_LOADS + l]; }
     @else {
-      @if B_PARTS == 2 { tile[block][at + e] = halves(b_four[0](next_b[l * 2]), b_four[0](next_b[l * 2 + 1])); }
-      @else { tile[block][at + e] = halves(b_four[2 * e](next_b[l]), b_four[2 * e + 1](next_b[l])); }
+      @if B_PARTS == 2 { tile[block][at + e] = halves(b_four[0](next_b[((${set}) * B_LOADS + l) * 2]), b_four[0](next_b[((${set}) * B_LOADS + l) * 2 + 1])); }
+      @else { tile[block][at + e] = halves(b_four[2 * e](next_b[(${set}) * B_LOADS + l]), b_four[2 * e + 1](next_b[(${set}) * B_LOADS + l])); }
     }
   }`;
 
-const load = `${perItem("A", loadA)}\n${perItem("B", loadB)}`;
-const store = `${perItem("A", storeA)}\n${perItem("B", storeB)}`;
+/** Asks for the tile at k0, which a set of registers holds. */
+const load = (set = "0") =>
+  `${perItem("A", loadA(set))}\n${perItem("B", loadB(set))}`;
+/** Puts the tile of a set into workgroup memory. */
+const store = (set = "0") =>
+  `${perItem("A", storeA(set))}\n${perItem("B", storeB(set))}`;
 
 // The index of a block depends on the subgroup, offsets within it are constants: so the
 // compiler's check of bounds is one minimum, and strides stay constants.
@@ -112,6 +116,12 @@ const multiply = /* wgsl */ `
       }
     }
   }`;
+
+/** The tile in workgroup memory gives way to that of a set. */
+const exchange = (set = "0") => /* wgsl */ `
+  @if STAGES == 2 { stage = BLOCKS - stage; } @else { workgroupBarrier(); }
+  ${store(set)}
+  workgroupBarrier();`;
 
 // Sums go through workgroup memory, OUT matrices of a subgroup at a time, because what
 // follows depends on rows and columns, and which lane has which is not defined.
@@ -244,14 +254,14 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   let k_end = min(u.k, k_begin + k_split);
   let k_last = (k_end - 1u) / BK * BK;
   @split var acc: array<Sum, FM * FN>;
-  @split var next_a: array<vec4u, A_LOADS>;
-  @split var next_b: array<NextB, B_LOADS * B_PARTS>;
+  @split var next_a: array<vec4u, SETS * A_LOADS>;
+  @split var next_b: array<NextB, SETS * B_LOADS * B_PARTS>;
   @split var a_begin: array<u32, A_LOADS>;
   @split var b_begin: array<u32, B_LOADS>;
   ${perItem("A", beginA)}
   ${perItem("B", beginB)}
   var stage = 0u;
-  var k0 = min(k_begin, k_last); // a split may have no tile
+  var k0 = min(k_begin, k_last);
   @if NORM {
     @split var parts: array<vec2f, NORM_LOADS>;
     let norm_row = min(first_row + tid % BM, u.m - 1u) * (u.parts / 2u);
@@ -260,7 +270,11 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       parts[l] = vec2f(normSquares[part], normSquares[part + 1u]);
     }
   }
-  ${load}
+  ${load()}
+  @unroll for (var set = 1; set < SETS; set++) {
+    k0 = k_begin + set * BK;
+    ${load("set")}
+  }
   @if NORM {
     var squared = vec2f();
     @unroll for (var l = 0; l < NORM_LOADS; l++) {
@@ -268,7 +282,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     }
     squared_parts[tid] = squared;
   }
-  ${store}
+  ${store()}
   workgroupBarrier();
   @if NORM { if (tid < BM) {
     var squared = vec2f();
@@ -277,14 +291,18 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     // So small a row has lost digits.
     if (squared.x > 0.0 && squared.y < f32(u.k) * f32(ROW_UNIT * ROW_UNIT) * ${LEAST_HALF_SQUARE}) { misfit(); }
   } }
-  // Without branches, which cost more than fetching the last tile again.
-  for (var at = k_begin; at < k_end; at += BK) {
-    k0 = min(at + BK, k_last);
-    ${load}
-    ${multiply}
-    @if STAGES == 2 { stage = BLOCKS - stage; } @else { workgroupBarrier(); }
-    ${store}
-    workgroupBarrier();
+  for (var at = k_begin + SETS * BK; at < k_end; at += SETS * BK) {
+    @unroll for (var set = 0; set < SETS; set++) {
+      k0 = at + set * BK;
+      ${load("set")}
+      ${multiply}
+      ${exchange("(set + 1) % SETS")}
+    }
+  }
+  @unroll for (var set = 0; set < SETS; set++) {
+    // A split may have no tile.
+    @if SPLITS > 1 { if (k_begin < k_end) { ${multiply} } } @else { ${multiply} }
+    @if set + 1 < SETS { ${exchange("set + 1")} }
   }
   ${finish}
 }`;
@@ -298,6 +316,7 @@ export const matrixConstants = {
   SN: 2,
   SK: 1,
   STAGES: 2,
+  AHEAD: 1,
   BAND: 16,
   EPILOGUE: "store",
   SCALED: 0,
@@ -341,15 +360,19 @@ export function deriveMatrix(
       `Cannot multiply ${c.A_DTYPE} by tensor cores: it must be f16`,
     );
   }
-  const whole = [FM, FN, SLICE / 2].every(Number.isInteger);
-  if (!whole || swiglu && OUT % 2 || BK / SK % wide) {
+  // Of a slice: sums take its place, four units a row.
+  const matrices = [FM, FN, SLICE / 2].every(Number.isInteger) && SLICE >= 4;
+  if (!matrices || swiglu && OUT % 2 || BK / SK % wide) {
     throw new Error(
       `Cannot multiply in tiles of ${BM} × ${BN} × ${BK} by ${SM} × ${SN} × ${SK} subgroups: each must have whole matrices of 16 × 16${
         swiglu ? ", an even number in a row," : ""
       } and whole loads of ${wide}`,
     );
   }
+  const whole = k % BK === 0 && c.A_VIEW === "unit" && byUnit;
   const aItems = BM * BK / 8, bItems = BN * BK / wide;
+  const aLoads = Math.ceil(aItems / THREADS);
+  const bLoads = Math.ceil(bItems / THREADS), B_PARTS = wide / unit;
   return {
     THREADS,
     LANES: MATRIX_LANES,
@@ -363,14 +386,30 @@ export function deriveMatrix(
     FOURS: (swiglu ? 2 : 4) * OUT,
     NORM_LOADS: Math.ceil(parts / 2 * BM / THREADS),
     A_ITEMS: aItems,
-    A_LOADS: Math.ceil(aItems / THREADS),
+    A_LOADS: aLoads,
     WIDE: wide,
-    B_PARTS: wide / unit,
+    B_PARTS,
     B_ITEMS: bItems,
-    B_LOADS: Math.ceil(bItems / THREADS),
+    B_LOADS: bLoads,
     COLUMNS_PER_OUTPUT: swiglu ? 2 : 1,
-    WHOLE: k % BK === 0 && c.A_VIEW === "unit" && byUnit ? 1 : 0,
+    WHOLE: whole ? 1 : 0,
+    SETS: setsOf(
+      Number(c.AHEAD),
+      k / BK / Number(c.SPLITS),
+      aLoads + bLoads * B_PARTS,
+    ),
   };
+}
+
+/** Loads of a thread that have room in its registers, as vectors of four. */
+const MOST_LOADS = 48;
+
+/** Tiles on their way at a time: they take turns, so they divide those of a split. */
+function setsOf(ahead: number, tiles: number, loads: number): number {
+  for (let sets = ahead; sets > 1; sets--) {
+    if (tiles % sets === 0 && sets * loads <= MOST_LOADS) return sets;
+  }
+  return 1;
 }
 
 /** What a tile needs. */
@@ -424,8 +463,12 @@ interface MatrixCase extends LinearCase {
  * With SK, as many subgroups share the products of each sum, and add up theirs at the end: a few
  * rows have few tiles, and so more loads in flight for each.
  *
- * The next tile is fetched into registers while this one is multiplied. STAGES 2 keeps two
- * in workgroup memory: one barrier per tile instead of two, and less room for others.
+ * The next tile is fetched into registers while this one is multiplied, the next AHEAD tiles if
+ * they divide k. The last ones are multiplied by code of their own, behind the loop, which needs
+ * not ask whether there is another. So more are on their way at a time, but code is longer, and
+ * where other kernels and weights displace it from caches, fetching it takes longer, too
+ * (bench/log.md, "16 rows: tiles that are on their way"). STAGES 2 keeps two in workgroup
+ * memory: one barrier per tile instead of two, and less room for others.
  * Tiles of BAND rows run first for all columns, so that b is read from memory once per
  * band. EPILOGUE and SPLITS: see gemm.ts.
  *

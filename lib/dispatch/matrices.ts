@@ -53,8 +53,10 @@ const MOST_SPLITS_OF_K = 8, LEAST_K = 256;
 export type MatrixTile = Readonly<
   & Record<"BM" | "BN" | "BK" | "SM" | "SN" | "STAGES", number>
   & {
-    /** Subgroups that share the products of a sum; 1 by default. */ SK?:
-      number;
+    /** Subgroups that share the products of a sum; 1 by default. */
+    SK?: number;
+    /** Tiles that are on their way while one is multiplied, 1 by default. */
+    AHEAD?: number;
   }
 >;
 
@@ -80,7 +82,8 @@ export function normsFit(
 /**
  * Tiles by how many rows there are ("Tensor cores through Dawn: f16 255 TFLOP/s"). With few
  * rows, workgroups wait for weights: either four on each of an H200's multiprocessors, or one
- * with twice the depth of the tile ("Tensor cores for 16 rows", "Tensor cores for 64 rows").
+ * with twice the depth of the tile ("Tensor cores for 16 rows", "Tensor cores for 64 rows"), or
+ * with more tiles on their way ("16 rows: tiles that are on their way").
  */
 export const MATRIX_TILES = {
   /** On an H200 the fastest for 512 and 4,096 rows, or within 6 % of it. */
@@ -92,21 +95,42 @@ export const MATRIX_TILES = {
   /** … with SwiGLU, where a subgroup has gates and ups. */
   mediumGated: { BM: 64, BN: 64, BK: 128, SM: 2, SN: 2, STAGES: 1 },
   /** Up to 32 rows. */
-  some: { BM: 32, BN: 64, BK: 128, SM: 2, SN: 2, STAGES: 1 },
+  some: { BM: 32, BN: 64, BK: 128, SM: 2, SN: 2, STAGES: 1, AHEAD: 2 },
   /** … with SwiGLU. */
-  someGated: { BM: 32, BN: 32, BK: 128, SM: 2, SN: 1, STAGES: 1 },
+  someGated: { BM: 32, BN: 32, BK: 128, SM: 2, SN: 1, STAGES: 1, AHEAD: 2 },
   /** Up to 16 rows, by splits of k. */
   few: { BM: 16, BN: 64, BK: 64, SM: 1, SN: 4, STAGES: 1 },
-  /** … of small matrices, whose splits would be summed for longer than this takes. */
-  deep: { BM: 16, BN: 32, BK: 256, SM: 1, SN: 2, SK: 4, STAGES: 1 },
-  /** … with so few rows of w that there are few tiles. */
-  deeper: { BM: 16, BN: 16, BK: 512, SM: 1, SN: 1, SK: 8, STAGES: 1 },
-  /** … if there is no room for that. */
-  deepNarrow: { BM: 16, BN: 16, BK: 256, SM: 1, SN: 1, SK: 4, STAGES: 1 },
+  /** … of large matrices. */
+  fewLarge: { BM: 16, BN: 32, BK: 64, SM: 1, SN: 2, STAGES: 1, AHEAD: 4 },
+  /** … with so many rows of w that k has no splits. */
+  fewTall: { BM: 16, BN: 64, BK: 64, SM: 1, SN: 4, STAGES: 1, AHEAD: 4 },
   /** … with SwiGLU. */
-  deepGated: { BM: 16, BN: 64, BK: 256, SM: 1, SN: 2, SK: 4, STAGES: 1 },
+  fewGated: {
+    BM: 16,
+    BN: 64,
+    BK: 64,
+    SM: 1,
+    SN: 2,
+    SK: 2,
+    STAGES: 1,
+    AHEAD: 2,
+  },
+  /** … of small matrices, whose splits would be summed for longer than this takes. */
+  deep: { BM: 16, BN: 32, BK: 256, SM: 1, SN: 2, SK: 4, STAGES: 1, AHEAD: 4 },
+  /** … with so few rows of w that there are few tiles. */
+  deeper: { BM: 16, BN: 16, BK: 512, SM: 1, SN: 1, SK: 8, STAGES: 1, AHEAD: 6 },
   /** … if there is no room for that. */
-  fewGated: { BM: 16, BN: 32, BK: 128, SM: 1, SN: 1, SK: 4, STAGES: 1 },
+  deepNarrow: {
+    ...{ BM: 16, BN: 16, BK: 256, SM: 1, SN: 1, SK: 4, STAGES: 1, AHEAD: 4 },
+  },
+  /** … with SwiGLU. */
+  deepGated: {
+    ...{ BM: 16, BN: 64, BK: 256, SM: 1, SN: 2, SK: 4, STAGES: 1, AHEAD: 4 },
+  },
+  /** … if there is no room for that either. */
+  deepGatedNarrow: {
+    ...{ BM: 16, BN: 32, BK: 128, SM: 1, SN: 1, SK: 4, STAGES: 1, AHEAD: 4 },
+  },
   /** If there is no room for that, and for 32 rows of an expert. Not measured. */
   narrow: { BM: 32, BN: 128, BK: 32, SM: 1, SN: 4, STAGES: 1 },
 } as const satisfies Record<string, MatrixTile>;
@@ -189,8 +213,14 @@ export function chooseMatrices(
 /** Maximum elements of a matrix that a few rows are multiplied by without splits of k. */
 const MOST_DEEP = 2 ** 23;
 
+/** Maximum elements of a matrix whose tiles are not worth the code that has more on their way. */
+const MOST_SHORT = 2 ** 25;
+
 /** Rows of w up to which tiles of 16 of them are not too many. */
 const MOST_NARROW = 2048;
+
+/** Rows of w that have tiles enough without splits of k, and need no sums of them. */
+const MOST_SPLIT = 2 ** 14;
 
 /**
  * The tiles for `m` rows, the best first, and how many workgroups keep a large GPU busy with
@@ -199,8 +229,7 @@ const MOST_NARROW = 2048;
 function tilesFor(
   { m, n, k, swiglu }: Pick<LinearShape, "m" | "n" | "k" | "swiglu">,
 ): { tiles: readonly MatrixTile[]; enough: number } {
-  const { large, small, medium, mediumGated, some, someGated } = MATRIX_TILES;
-  const { few, deep, deeper, deepNarrow, deepGated, fewGated, narrow } =
+  const { large, small, medium, mediumGated, some, someGated, narrow } =
     MATRIX_TILES;
   if (m > 64) return { tiles: [large, small], enough: 256 };
   if (m > 32) {
@@ -209,14 +238,23 @@ function tilesFor(
   if (m > 16) {
     return { tiles: [swiglu ? someGated : some, narrow], enough: 128 };
   }
-  const tiles = swiglu
-    ? [deepGated, fewGated]
-    : n * k > MOST_DEEP
-    ? [few]
-    : n > MOST_NARROW
-    ? [deep, few]
-    : [deeper, deepNarrow, few];
-  return { tiles, enough: 512 };
+  return { tiles: fewRowsTiles({ n, k, swiglu }), enough: 512 };
+}
+
+/** The tiles for up to 16 rows. */
+function fewRowsTiles(
+  { n, k, swiglu }: Pick<LinearShape, "n" | "k" | "swiglu">,
+): readonly MatrixTile[] {
+  const { few, fewLarge, fewTall, fewGated } = MATRIX_TILES;
+  const { deep, deeper, deepNarrow, deepGated, deepGatedNarrow } = MATRIX_TILES;
+  const size = n * k;
+  if (swiglu) {
+    return size > MOST_DEEP ? [fewGated] : [deepGated, deepGatedNarrow];
+  }
+  if (n > MOST_SPLIT) return [fewTall];
+  if (size > MOST_SHORT) return [fewLarge];
+  if (size > MOST_DEEP) return [few];
+  return n > MOST_NARROW ? [deep, few] : [deeper, deepNarrow, few];
 }
 
 /** The first of `tiles` that there is room for, or why there is none. */
@@ -228,7 +266,7 @@ function fitting(
 ): MatrixTile | string {
   const fits = (tile: MatrixTile) => matrixTileBytes(tile) <= room;
   const suitable = tiles.map((given) => {
-    const deep = { ...given, BK: Math.max(given.BK, unit) };
+    const deep = { ...given, BK: Math.max(given.BK, unit * (given.SK ?? 1)) };
     return fits(deep) ? deep : { ...deep, STAGES: 1 };
   });
   const tile = { ...suitable.find(fits) ?? suitable.at(-1)!, ...tuned };

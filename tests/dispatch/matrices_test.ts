@@ -54,9 +54,25 @@ Deno.test("tensor cores that multiply f16 with sums in f32 run many rows", () =>
     const tile = MATRIX_TILES[size];
     assertEquals({ ...constants, ...tile }, constants);
   }
+  // Tiles of large matrices have more on their way, if that is worth longer code.
+  const larger = [
+    [4096, 12288, false, "fewLarge"],
+    [151936, 1024, false, "fewTall"],
+    [24576, 4096, true, "fewGated"],
+    [6144, 1024, true, "deepGated"],
+    [4096, 1024, false, "deep"],
+    [1024, 3072, false, "deeper"],
+  ] as const;
+  for (const [n, k, swiglu, size] of larger) {
+    const { constants } = chooseLinear(
+      { ...layer, m: 16, n, k, swiglu },
+      device,
+    );
+    assertEquals({ ...constants, ...MATRIX_TILES[size] }, constants);
+  }
   // A subgroup has gates and ups, and no splits have both.
   const gated = chooseLinear({ ...layer, m: 16, swiglu: true }, device);
-  assertEquals([gated.constants.SK, gated.splits], [4, 1]);
+  assertEquals([gated.constants.SK, gated.splits], [2, 1]);
   assertEquals(chooseLinear({ ...layer, m: 16 }, device).splits, 5);
   // Small matrices have none either: subgroups share the products of a sum.
   const deep = [[4096, 2048, 4], [2048, 2048, 8], [1024, 3072, 8]];
@@ -142,16 +158,18 @@ Deno.test("tiles suit every format and size", () => {
             }
             assert(choice);
             const { constants, splits } = choice;
-            const [BM, BN, BK, SM, SN, STAGES] = [
+            const [BM, BN, BK, SM, SN, STAGES, SK] = [
               "BM",
               "BN",
               "BK",
               "SM",
               "SN",
               "STAGES",
-            ].map((name) => Number(constants[name]));
+              "SK",
+            ].map((name) => Number(constants[name] ?? 1));
             const tile = { BM, BN, BK, SM, SN, STAGES };
-            assert(matrixTileBytes(tile) <= room);
+            assert(matrixTileBytes({ ...tile, SK }) <= room);
+            assertEquals(BK / SK % Math.max(8, format.loads[0]), 0);
             const target = { ...shape, kernel: "gemmMatrix", half: true };
             assertEquals(
               misfit(

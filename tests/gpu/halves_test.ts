@@ -286,7 +286,8 @@ Deno.test("rows are left normed only where the tile that reads them has room for
   )!;
   // o_proj has no splits, and gates take a tile that almost fills 16 KiB.
   const config = { ...CONFIG, hiddenSize: 4096, numAttentionHeads: 2 };
-  const shape = { ...config, numKeyValueHeads: 1, headDim: 128 };
+  const heads = { numKeyValueHeads: 1, headDim: 128 };
+  const shape = { ...config, ...heads, intermediateSize: 1024 };
   const reading = (kibibytes: number) => {
     const limits = {
       ...own.limits,

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { BLOCKS } from "../../kernels/case.ts";
+import { BLOCKS, FLOATS } from "../../kernels/case.ts";
 import { gemmMatrix } from "../../kernels/gemm_matrix.ts";
 import { MATRIX_TILES, type MatrixTile } from "../../lib/dispatch/matrices.ts";
 import { f16ToF32, f32ToF16Bits } from "../../lib/dtype.ts";
@@ -167,13 +167,32 @@ matrixTest(
   },
 );
 
+matrixTest("gemmMatrix asks for tiles ahead", async (trial) => {
+  const { random } = trial;
+  for (const AHEAD of trial.some([1, 2, 3, 4], 2)) {
+    // Tiles of a split: as many as are asked for, or some rounds of them, or no multiple.
+    for (const tiles of [1, AHEAD, 2 * AHEAD, 6]) {
+      const SPLITS = random.pick([1, 2]), STAGES = random.pick([1, 2]);
+      const k = 32 * tiles * SPLITS, m = random.pick(SIZES);
+      const b = random.pick(FLOATS), constants = { AHEAD, SPLITS, STAGES };
+      await check(trial, { m, n: 40, k, b, constants });
+      await check(trial, { m, n: 40, k: k + 8, b, constants });
+    }
+  }
+  for (const b of trial.some(BLOCKS, 1)) {
+    const { elements, loads: [unit] } = formatNamed(b);
+    const BK = Math.max(32, unit, elements === 256 ? 64 : 0);
+    const shape = { m: 17, n: 40, k: 4 * Math.max(BK, elements), b };
+    await check(trial, { ...shape, constants: { BK, AHEAD: 2 } });
+  }
+});
+
 /** Tiles that were to be timed beside those of dispatch; the largest have 256 threads. */
 const OTHERS: MatrixTile[] = [
   { BM: 16, BN: 32, BK: 128, SM: 1, SN: 1, SK: 4, STAGES: 1 },
   { BM: 32, BN: 32, BK: 64, SM: 2, SN: 1, SK: 2, STAGES: 2 },
   { BM: 16, BN: 16, BK: 64, SM: 1, SN: 1, SK: 2, STAGES: 1 },
   { BM: 128, BN: 128, BK: 32, SM: 2, SN: 2, STAGES: 1 },
-  { BM: 128, BN: 128, BK: 64, SM: 2, SN: 2, STAGES: 1 },
   { BM: 128, BN: 128, BK: 32, SM: 2, SN: 4, STAGES: 2 },
   { BM: 128, BN: 256, BK: 32, SM: 2, SN: 4, STAGES: 1 },
   { BM: 256, BN: 128, BK: 32, SM: 4, SN: 2, STAGES: 1 },
@@ -219,6 +238,17 @@ Deno.test("gemmMatrix refuses what it cannot multiply", () => {
   const refused = (given: Constants) =>
     assertThrows(() => make(given), Error).message;
   assertEquals(make({}).OUT, 4);
+  // Tiles on their way divide those of a split, and fit registers.
+  const sets = (given: Constants) => make(given).SETS;
+  assertEquals([1, 2, 3, 5, 8].map((AHEAD) => sets({ AHEAD })), [
+    1,
+    2,
+    2,
+    4,
+    4,
+  ]);
+  assertEquals(sets({ AHEAD: 4, SPLITS: 3 }), 1);
+  assertEquals(sets({ AHEAD: 4, SPLITS: 2 }), 4);
   assertEquals(
     refused({ A_DTYPE: "f32" }),
     "Cannot multiply f32 by tensor cores: it must be f16",
@@ -231,5 +261,7 @@ Deno.test("gemmMatrix refuses what it cannot multiply", () => {
     refused({ BN: 32, EPILOGUE: "swiglu" }),
     "Cannot multiply in tiles of 128 × 32 × 32 by 2 × 2 × 1 subgroups: each must have whole matrices of 16 × 16, an even number in a row, and whole loads of 8",
   );
+  // Sums of 16 × 16 take the place of a slice.
+  assert(refused({ SK: 2 }).includes("by 2 × 2 × 2 subgroups"));
   assert(refused({ B_UNIT: 64 }).includes("whole loads of 64"));
 });
