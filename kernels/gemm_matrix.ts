@@ -463,12 +463,13 @@ interface MatrixCase extends LinearCase {
  * With SK, as many subgroups share the products of each sum, and add up theirs at the end: a few
  * rows have few tiles, and so more loads in flight for each.
  *
- * The next tile is fetched into registers while this one is multiplied, the next AHEAD tiles if
- * they divide k. The last ones are multiplied by code of their own, behind the loop, which needs
- * not ask whether there is another. So more are on their way at a time, but code is longer, and
- * where other kernels and weights displace it from caches, fetching it takes longer, too
- * (bench/log.md, "16 rows: tiles that are on their way"). STAGES 2 keeps two in workgroup
+ * The next AHEAD tiles are fetched into registers while this one is multiplied, if k is a
+ * multiple of them. The last ones are multiplied behind the loop, by code that need not ask
+ * whether another follows. The more are on their way, the longer is the code; in large models,
+ * whose weights displace it from the caches between two uses, that takes longer to fetch
+ * (bench/log.md, "16 rows: tiles that are on their way"). STAGES 2 keeps two tiles in workgroup
  * memory: one barrier per tile instead of two, and less room for others.
+ *
  * Tiles of BAND rows run first for all columns, so that b is read from memory once per
  * band. EPILOGUE and SPLITS: see gemm.ts.
  *

@@ -79,6 +79,16 @@ export function normsFit(
     room;
 }
 
+/** A tile of BM × BN × BK by SM × SN subgroups. */
+const tile = (
+  BM: number,
+  BN: number,
+  BK: number,
+  SM: number,
+  SN: number,
+  more: Pick<MatrixTile, "SK" | "AHEAD"> = {},
+): MatrixTile => ({ BM, BN, BK, SM, SN, STAGES: 1, ...more });
+
 /**
  * Tiles by how many rows there are ("Tensor cores through Dawn: f16 255 TFLOP/s"). With few
  * rows, workgroups wait for weights: either four on each of an H200's multiprocessors, or one
@@ -87,53 +97,38 @@ export function normsFit(
  */
 export const MATRIX_TILES = {
   /** On an H200 the fastest for 512 and 4,096 rows, or within 6 % of it. */
-  large: { BM: 128, BN: 128, BK: 32, SM: 2, SN: 2, STAGES: 1 },
+  large: tile(128, 128, 32, 2, 2),
   /** If there is no room for another one, and for 64 rows of an expert. */
-  small: { BM: 64, BN: 128, BK: 32, SM: 2, SN: 2, STAGES: 1 },
+  small: tile(64, 128, 32, 2, 2),
   /** Up to 64 rows. */
-  medium: { BM: 64, BN: 64, BK: 128, SM: 4, SN: 2, STAGES: 1 },
+  medium: tile(64, 64, 128, 4, 2),
   /** … with SwiGLU, where a subgroup has gates and ups. */
-  mediumGated: { BM: 64, BN: 64, BK: 128, SM: 2, SN: 2, STAGES: 1 },
+  mediumGated: tile(64, 64, 128, 2, 2),
   /** Up to 32 rows. */
-  some: { BM: 32, BN: 64, BK: 128, SM: 2, SN: 2, STAGES: 1, AHEAD: 2 },
+  some: tile(32, 64, 128, 2, 2, { AHEAD: 2 }),
   /** … with SwiGLU. */
-  someGated: { BM: 32, BN: 32, BK: 128, SM: 2, SN: 1, STAGES: 1, AHEAD: 2 },
+  someGated: tile(32, 32, 128, 2, 1, { AHEAD: 2 }),
   /** Up to 16 rows, by splits of k. */
-  few: { BM: 16, BN: 64, BK: 64, SM: 1, SN: 4, STAGES: 1 },
+  few: tile(16, 64, 64, 1, 4),
   /** … of large matrices. */
-  fewLarge: { BM: 16, BN: 32, BK: 64, SM: 1, SN: 2, STAGES: 1, AHEAD: 4 },
+  fewLarge: tile(16, 32, 64, 1, 2, { AHEAD: 4 }),
   /** … with so many rows of w that k has no splits. */
-  fewTall: { BM: 16, BN: 64, BK: 64, SM: 1, SN: 4, STAGES: 1, AHEAD: 4 },
+  fewTall: tile(16, 64, 64, 1, 4, { AHEAD: 4 }),
   /** … with SwiGLU. */
-  fewGated: {
-    BM: 16,
-    BN: 64,
-    BK: 64,
-    SM: 1,
-    SN: 2,
-    SK: 2,
-    STAGES: 1,
-    AHEAD: 2,
-  },
+  fewGated: tile(16, 64, 64, 1, 2, { SK: 2, AHEAD: 2 }),
   /** … of small matrices, whose splits would be summed for longer than this takes. */
-  deep: { BM: 16, BN: 32, BK: 256, SM: 1, SN: 2, SK: 4, STAGES: 1, AHEAD: 4 },
+  deep: tile(16, 32, 256, 1, 2, { SK: 4, AHEAD: 4 }),
   /** … with so few rows of w that there are few tiles. */
-  deeper: { BM: 16, BN: 16, BK: 512, SM: 1, SN: 1, SK: 8, STAGES: 1, AHEAD: 6 },
+  deeper: tile(16, 16, 512, 1, 1, { SK: 8, AHEAD: 6 }),
   /** … if there is no room for that. */
-  deepNarrow: {
-    ...{ BM: 16, BN: 16, BK: 256, SM: 1, SN: 1, SK: 4, STAGES: 1, AHEAD: 4 },
-  },
+  deepNarrow: tile(16, 16, 256, 1, 1, { SK: 4, AHEAD: 4 }),
   /** … with SwiGLU. */
-  deepGated: {
-    ...{ BM: 16, BN: 64, BK: 256, SM: 1, SN: 2, SK: 4, STAGES: 1, AHEAD: 4 },
-  },
+  deepGated: tile(16, 64, 256, 1, 2, { SK: 4, AHEAD: 4 }),
   /** … if there is no room for that either. */
-  deepGatedNarrow: {
-    ...{ BM: 16, BN: 32, BK: 128, SM: 1, SN: 1, SK: 4, STAGES: 1, AHEAD: 4 },
-  },
+  deepGatedNarrow: tile(16, 32, 128, 1, 1, { SK: 4, AHEAD: 4 }),
   /** If there is no room for that, and for 32 rows of an expert. Not measured. */
-  narrow: { BM: 32, BN: 128, BK: 32, SM: 1, SN: 4, STAGES: 1 },
-} as const satisfies Record<string, MatrixTile>;
+  narrow: tile(32, 128, 32, 1, 4),
+} satisfies Record<string, MatrixTile>;
 
 /** What kernels multiply: f16, with sums in f32. */
 export const HALF_MATRICES: SubgroupMatrix = {
