@@ -35,7 +35,7 @@ export class Tensor implements Disposable {
     gpu: Gpu,
     dtype: Dtype,
     shape: readonly number[],
-    data?: ArrayBufferView<ArrayBuffer>,
+    data?: ArrayBufferView,
     label = "tensor",
   ): Tensor {
     checkTensor(label, gpu, dtype, shape);
@@ -104,7 +104,7 @@ export class Tensor implements Disposable {
    * @throws {Error} if the tensor or its device was disposed.
    * @throws {TypeError | RangeError} if `data` is no typed array or does not fit.
    */
-  write(begin: number, data: ArrayBufferView<ArrayBuffer>): void {
+  write(begin: number, data: ArrayBufferView): void {
     const { queue } = this.gpu.device;
     this.gpu.requireLive(`write ${this.label}`, this);
     requireView(this.label, data);
@@ -117,7 +117,7 @@ export class Tensor implements Disposable {
         }, must be within its ${this.bytes} bytes`,
       );
     }
-    const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+    const bytes = ownBytes(data);
     if (begin % 4) {
       throw new DeviceError(
         `Cannot write ${this.label}: the offset is ${begin} bytes, must be a multiple of 4`,
@@ -203,7 +203,7 @@ function checkTensor(
 
 function checkData(
   label: string,
-  data: ArrayBufferView<ArrayBuffer>,
+  data: ArrayBufferView,
   shape: readonly number[],
   bytes: number,
 ): void {
@@ -214,6 +214,14 @@ function checkData(
       shape.join(", ")
     }] needs ${bytes}`,
   );
+}
+
+/** The bytes of `data`, in a copy if other threads share them, which Dawn cannot read. */
+function ownBytes(data: ArrayBufferView): Uint8Array<ArrayBuffer> {
+  const { buffer, byteOffset, byteLength } = data;
+  return buffer instanceof ArrayBuffer
+    ? new Uint8Array(buffer, byteOffset, byteLength)
+    : Uint8Array.from(new Uint8Array(buffer, byteOffset, byteLength));
 }
 
 function requireView(label: string, data: unknown): void {

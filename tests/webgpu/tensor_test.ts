@@ -39,6 +39,29 @@ gpuTest(
 );
 
 gpuTest(
+  "shared memory is copied before it is written",
+  async (gpu, trial) => {
+    const shared = new Float32Array(new SharedArrayBuffer(24), 4, 4);
+    shared.set([1, 2, 3, 4]);
+    const tensor = trial.own(Tensor.create(gpu, "f32", [4]));
+    const { queue } = gpu.device, write = queue.writeBuffer.bind(queue);
+    const given: unknown[] = [];
+    queue.writeBuffer = (to, at, data, ...part) => {
+      given.push(ArrayBuffer.isView(data) ? data.buffer : data);
+      write(to, at, data, ...part);
+    };
+    try {
+      tensor.write(0, shared);
+      tensor.write(4, shared.subarray(0, 1));
+    } finally {
+      queue.writeBuffer = write;
+    }
+    assertEquals(given.map((one) => one instanceof ArrayBuffer), [true, true]);
+    assertEquals([...await tensor.read()], [1, 1, 3, 4]);
+  },
+);
+
+gpuTest(
   "16-bit elements that begin inside a word are refused",
   (gpu, trial) => {
     const { data, shape } = trial.random.tensor("bf16", [70, 5]);
