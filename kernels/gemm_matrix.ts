@@ -55,23 +55,23 @@ const beginB = /* wgsl */ `
 const loadA = (set: string) => /* wgsl */ `
   let k = k0 + item % (BK / 8u) * 8u;
   @if A_VIEW == "unit" {
-    @if WHOLE { next_a[${set} * A_LOADS + l] = a_load((a_begin[l] + k0) / 8u); }
-    @else { next_a[${set} * A_LOADS + l] = a_masked(a_load((a_begin[l] + k0 - k + min(k, u.k - 8u)) / 8u), k < k_end); }
+    @if WHOLE { next_a[(${set}) * A_LOADS + l] = a_load((a_begin[l] + k0) / 8u); }
+    @else { next_a[(${set}) * A_LOADS + l] = a_masked(a_load((a_begin[l] + k0 - k + min(k, u.k - 8u)) / 8u), k < k_end); }
   } @else {
     let at = a_begin[l] + k0;
-    next_a[${set} * A_LOADS + l] = halves(a_span(at, remaining(k, k_end)), a_span(at + 4u, remaining(k + 4u, k_end)));
+    next_a[(${set}) * A_LOADS + l] = halves(a_span(at, remaining(k, k_end)), a_span(at + 4u, remaining(k + 4u, k_end)));
   }`;
 
 const loadB = (set: string) => /* wgsl */ `
   let k = k0 + item % (BK / WIDE) * WIDE;
   @if B_VIEW == "unit" {
     @unroll for (var h = 0; h < B_PARTS; h++) {
-      @if WHOLE { next_b[(${set} * B_LOADS + l) * B_PARTS + h] = b_load((b_begin[l] + k0) / B_UNIT + h); }
-      @else { next_b[(${set} * B_LOADS + l) * B_PARTS + h] = b_load((b_begin[l] + k0 - k + min(k + h * B_UNIT, u.k - B_UNIT)) / B_UNIT); }
+      @if WHOLE { next_b[((${set}) * B_LOADS + l) * B_PARTS + h] = b_load((b_begin[l] + k0) / B_UNIT + h); }
+      @else { next_b[((${set}) * B_LOADS + l) * B_PARTS + h] = b_load((b_begin[l] + k0 - k + min(k + h * B_UNIT, u.k - B_UNIT)) / B_UNIT); }
     }
   } @else {
     let at = b_begin[l] + k0;
-    next_b[${set} * B_LOADS + l] = halves(b_span(at, remaining(k, k_end)), b_span(at + 4u, remaining(k + 4u, k_end)));
+    next_b[(${set}) * B_LOADS + l] = halves(b_span(at, remaining(k, k_end)), b_span(at + 4u, remaining(k + 4u, k_end)));
   }`;
 
 const storeA = (set: string) => /* wgsl */ `
@@ -261,7 +261,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   ${perItem("A", beginA)}
   ${perItem("B", beginB)}
   var stage = 0u;
-  var k0 = min(k_begin, k_last);
+  var k0 = min(k_begin, k_last); // a split may have no tile
   @if NORM {
     @split var parts: array<vec2f, NORM_LOADS>;
     let norm_row = min(first_row + tid % BM, u.m - 1u) * (u.parts / 2u);
@@ -360,11 +360,11 @@ export function deriveMatrix(
       `Cannot multiply ${c.A_DTYPE} by tensor cores: it must be f16`,
     );
   }
-  // Of a slice: sums take its place, four units a row.
+  // Sums in f32 take the place of a slice, so it is two matrices deep.
   const matrices = [FM, FN, SLICE / 2].every(Number.isInteger) && SLICE >= 4;
   if (!matrices || swiglu && OUT % 2 || BK / SK % wide) {
     throw new Error(
-      `Cannot multiply in tiles of ${BM} × ${BN} × ${BK} by ${SM} × ${SN} × ${SK} subgroups: each must have whole matrices of 16 × 16${
+      `Cannot multiply in tiles of ${BM} × ${BN} × ${BK} by ${SM} × ${SN} × ${SK} subgroups: each must have whole matrices of 16 × 16, two or more deep${
         swiglu ? ", an even number in a row," : ""
       } and whole loads of ${wide}`,
     );
@@ -401,10 +401,13 @@ export function deriveMatrix(
   };
 }
 
-/** Loads of a thread that have room in its registers, as vectors of four. */
+/** Loads on their way that fit a thread's registers, four each, beside sums and addresses. */
 const MOST_LOADS = 48;
 
-/** Tiles on their way at a time: they take turns, so they divide those of a split. */
+/**
+ * Tiles on their way, at most `ahead`: they take turns, so they divide the `tiles` of a split.
+ * Each takes `loads` of a thread.
+ */
 function setsOf(ahead: number, tiles: number, loads: number): number {
   for (let sets = ahead; sets > 1; sets--) {
     if (tiles % sets === 0 && sets * loads <= MOST_LOADS) return sets;
@@ -419,12 +422,13 @@ export function matrixNeeds(
 ): Needs {
   const [unit] = format.loads, threads = SM * SN * SK * MATRIX_LANES;
   const [FM, FN] = [BM / SM / MATRIX, BN / SN / MATRIX];
+  const depth = SK * Math.max(2 * MATRIX, unit);
   const room = (BM + BN) / MATRIX * STAGES / (SM * SN);
   return {
     threads,
     bytes: matrixTileBytes({ BM, BN, BK, SK, STAGES }),
-    problem: BK % 32 || BK % unit
-      ? `BK is ${BK}, must be a multiple of ${Math.max(32, unit)}`
+    problem: BK % depth
+      ? `BK is ${BK}, must be a multiple of ${depth}`
       : ![FM, FN].every(Number.isInteger) || !isPowerOf2(threads)
       ? `${SM} × ${SN} subgroups share ${BM} × ${BN} sums, each must have whole matrices of 16 × 16`
       : FM * FN > 16
@@ -463,8 +467,8 @@ interface MatrixCase extends LinearCase {
  * With SK, as many subgroups share the products of each sum, and add up theirs at the end: a few
  * rows have few tiles, and so more loads in flight for each.
  *
- * The next AHEAD tiles are fetched into registers while this one is multiplied, if k is a
- * multiple of them. The last ones are multiplied behind the loop, by code that need not ask
+ * The next tiles are fetched into registers while this one is multiplied: as many as AHEAD
+ * says, or fewer, so that they divide those of a split and fit registers. The last ones are multiplied behind the loop, by code that need not ask
  * whether another follows. The more are on their way, the longer is the code; in large models,
  * whose weights displace it from the caches between two uses, that takes longer to fetch
  * (bench/log.md, "16 rows: tiles that are on their way"). STAGES 2 keeps two tiles in workgroup

@@ -55,7 +55,7 @@ export type MatrixTile = Readonly<
   & {
     /** Subgroups that share the products of a sum; 1 by default. */
     SK?: number;
-    /** Tiles that are on their way while one is multiplied, 1 by default. */
+    /** Tiles that are on their way while one is multiplied, at most; 1 by default. */
     AHEAD?: number;
   }
 >;
@@ -189,9 +189,9 @@ export function chooseMatrices(
   const { tiles, enough } = tilesFor(shape);
   const tile = fitting(tiles, format, tuned, device);
   if (typeof tile === "string") return tile;
-  const wanted = tile.SK ? 1 : Math.floor(enough / tilesOf(m, n, tile));
-  const most = Math.min(MOST_SPLITS_OF_K, wanted, Math.floor(k / LEAST_K));
-  const splits = swiglu ? 1 : Math.max(1, most);
+  const splits = swiglu || tile.SK
+    ? 1
+    : splitsOfK(Math.floor(enough / tilesOf(m, n, tile)), k, tile);
   return {
     constants: {
       ...tile,
@@ -205,17 +205,38 @@ export function chooseMatrices(
   };
 }
 
+/**
+ * Splits of k: as many as are wanted, or some more if splits then have whole rounds of the tiles
+ * that are on their way.
+ */
+function splitsOfK(
+  wanted: number,
+  k: number,
+  { BK, AHEAD = 1 }: MatrixTile,
+): number {
+  const most = Math.min(MOST_SPLITS_OF_K, Math.floor(k / LEAST_K));
+  const splits = Math.max(1, Math.min(wanted, most));
+  if (AHEAD === 1 || splits === 1) return splits;
+  for (let more = splits; more <= most; more++) {
+    if (k % (more * AHEAD * BK) === 0) return more;
+  }
+  return splits;
+}
+
 /** Maximum elements of a matrix that a few rows are multiplied by without splits of k. */
 const MOST_DEEP = 2 ** 23;
 
-/** Maximum elements of a matrix whose tiles are not worth the code that has more on their way. */
+/**
+ * Maximum elements of a matrix that is not worth the longer code of tiles with more on their way
+ * ("16 rows: tiles that are on their way").
+ */
 const MOST_SHORT = 2 ** 25;
 
 /** Rows of w up to which tiles of 16 of them are not too many. */
 const MOST_NARROW = 2048;
 
-/** Rows of w that have tiles enough without splits of k, and need no sums of them. */
-const MOST_SPLIT = 2 ** 14;
+/** Rows of w up to which k has splits: more have tiles enough without. */
+const MOST_SPLIT_ROWS = 2 ** 14;
 
 /**
  * The tiles for `m` rows, the best first, and how many workgroups keep a large GPU busy with
@@ -246,7 +267,7 @@ function fewRowsTiles(
   if (swiglu) {
     return size > MOST_DEEP ? [fewGated] : [deepGated, deepGatedNarrow];
   }
-  if (n > MOST_SPLIT) return [fewTall];
+  if (n > MOST_SPLIT_ROWS) return [fewTall];
   if (size > MOST_SHORT) return [fewLarge];
   if (size > MOST_DEEP) return [few];
   return n > MOST_NARROW ? [deep, few] : [deeper, deepNarrow, few];

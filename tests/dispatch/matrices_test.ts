@@ -70,6 +70,14 @@ Deno.test("tensor cores that multiply f16 with sums in f32 run many rows", () =>
     );
     assertEquals({ ...constants, ...MATRIX_TILES[size] }, constants);
   }
+  // Splits have whole rounds of them, in a 14B and a 32B too.
+  for (const [n, k] of [[5120, 17408], [5120, 8192], [5120, 25600]]) {
+    const { constants, splits } = chooseLinear(
+      { ...layer, m: 16, n, k },
+      device,
+    );
+    assertEquals([splits, k / 64 / splits % Number(constants.AHEAD)], [4, 0]);
+  }
   // A subgroup has gates and ups, and no splits have both.
   const gated = chooseLinear({ ...layer, m: 16, swiglu: true }, device);
   assertEquals([gated.constants.SK, gated.splits], [2, 1]);
