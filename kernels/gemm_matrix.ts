@@ -52,26 +52,26 @@ const beginB = /* wgsl */ `
   let column = min(source_column(first_column, item / (BK / WIDE)), u.n - 1u);
   b_begin[l] = (first_held + column) * u.k + item % (BK / WIDE) * WIDE;`;
 
-const loadA = (set: string) => /* wgsl */ `
+const loadA = /* wgsl */ `
   let k = k0 + item % (BK / 8u) * 8u;
   @if A_VIEW == "unit" {
-    @if WHOLE { next_a[(${set}) * A_LOADS + l] = a_load((a_begin[l] + k0) / 8u); }
-    @else { next_a[(${set}) * A_LOADS + l] = a_masked(a_load((a_begin[l] + k0 - k + min(k, u.k - 8u)) / 8u), k < k_end); }
+    @if WHOLE { next_a[set * A_LOADS + l] = a_load((a_begin[l] + k0) / 8u); }
+    @else { next_a[set * A_LOADS + l] = a_masked(a_load((a_begin[l] + k0 - k + min(k, u.k - 8u)) / 8u), k < k_end); }
   } @else {
     let at = a_begin[l] + k0;
-    next_a[(${set}) * A_LOADS + l] = halves(a_span(at, remaining(k, k_end)), a_span(at + 4u, remaining(k + 4u, k_end)));
+    next_a[set * A_LOADS + l] = halves(a_span(at, remaining(k, k_end)), a_span(at + 4u, remaining(k + 4u, k_end)));
   }`;
 
-const loadB = (set: string) => /* wgsl */ `
+const loadB = /* wgsl */ `
   let k = k0 + item % (BK / WIDE) * WIDE;
   @if B_VIEW == "unit" {
     @unroll for (var h = 0; h < B_PARTS; h++) {
-      @if WHOLE { next_b[((${set}) * B_LOADS + l) * B_PARTS + h] = b_load((b_begin[l] + k0) / B_UNIT + h); }
-      @else { next_b[((${set}) * B_LOADS + l) * B_PARTS + h] = b_load((b_begin[l] + k0 - k + min(k + h * B_UNIT, u.k - B_UNIT)) / B_UNIT); }
+      @if WHOLE { next_b[(set * B_LOADS + l) * B_PARTS + h] = b_load((b_begin[l] + k0) / B_UNIT + h); }
+      @else { next_b[(set * B_LOADS + l) * B_PARTS + h] = b_load((b_begin[l] + k0 - k + min(k + h * B_UNIT, u.k - B_UNIT)) / B_UNIT); }
     }
   } @else {
     let at = b_begin[l] + k0;
-    next_b[(${set}) * B_LOADS + l] = halves(b_span(at, remaining(k, k_end)), b_span(at + 4u, remaining(k + 4u, k_end)));
+    next_b[set * B_LOADS + l] = halves(b_span(at, remaining(k, k_end)), b_span(at + 4u, remaining(k + 4u, k_end)));
   }`;
 
 const storeA = (set: string) => /* wgsl */ `
@@ -92,11 +92,10 @@ const storeB = (set: string) => /* wgsl */ `
     }
   }`;
 
-/** Asks for the tile at k0, which a set of registers holds. */
-const load = (set = "0") =>
-  `${perItem("A", loadA(set))}\n${perItem("B", loadB(set))}`;
+/** Asks for the tile at k0, which a `set` of registers holds. */
+const load = `${perItem("A", loadA)}\n${perItem("B", loadB)}`;
 /** Puts the tile of a set into workgroup memory. */
-const store = (set = "0") =>
+const store = (set: string) =>
   `${perItem("A", storeA(set))}\n${perItem("B", storeB(set))}`;
 
 // The index of a block depends on the subgroup, offsets within it are constants: so the
@@ -117,10 +116,10 @@ const multiply = /* wgsl */ `
     }
   }`;
 
-/** The tile in workgroup memory gives way to that of a set. */
-const exchange = (set = "0") => /* wgsl */ `
+/** The tile of a `set`, in workgroup memory, gives way to that of the next one. */
+const exchange = /* wgsl */ `
   @if STAGES == 2 { stage = BLOCKS - stage; } @else { workgroupBarrier(); }
-  ${store(set)}
+  ${store("(set + 1) % SETS")}
   workgroupBarrier();`;
 
 // Sums go through workgroup memory, OUT matrices of a subgroup at a time, because what
@@ -261,7 +260,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   ${perItem("A", beginA)}
   ${perItem("B", beginB)}
   var stage = 0u;
-  var k0 = min(k_begin, k_last); // a split may have no tile
+  var k0: u32;
   @if NORM {
     @split var parts: array<vec2f, NORM_LOADS>;
     let norm_row = min(first_row + tid % BM, u.m - 1u) * (u.parts / 2u);
@@ -270,10 +269,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
       parts[l] = vec2f(normSquares[part], normSquares[part + 1u]);
     }
   }
-  ${load()}
-  @unroll for (var set = 1; set < SETS; set++) {
-    k0 = k_begin + set * BK;
-    ${load("set")}
+  @unroll for (var set = 0; set < SETS; set++) {
+    k0 = min(k_begin + set * BK, k_last); // a split may have no tile
+    ${load}
   }
   @if NORM {
     var squared = vec2f();
@@ -282,7 +280,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
     }
     squared_parts[tid] = squared;
   }
-  ${store()}
+  ${store("0")}
   workgroupBarrier();
   @if NORM { if (tid < BM) {
     var squared = vec2f();
@@ -294,15 +292,15 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) tid: 
   for (var at = k_begin + SETS * BK; at < k_end; at += SETS * BK) {
     @unroll for (var set = 0; set < SETS; set++) {
       k0 = at + set * BK;
-      ${load("set")}
+      ${load}
       ${multiply}
-      ${exchange("(set + 1) % SETS")}
+      ${exchange}
     }
   }
   @unroll for (var set = 0; set < SETS; set++) {
     // A split may have no tile.
     @if SPLITS > 1 { if (k_begin < k_end) { ${multiply} } } @else { ${multiply} }
-    @if set + 1 < SETS { ${exchange("set + 1")} }
+    @if set + 1 < SETS { ${exchange} }
   }
   ${finish}
 }`;
@@ -369,7 +367,6 @@ export function deriveMatrix(
       } and whole loads of ${wide}`,
     );
   }
-  const whole = k % BK === 0 && c.A_VIEW === "unit" && byUnit;
   const aItems = BM * BK / 8, bItems = BN * BK / wide;
   const aLoads = Math.ceil(aItems / THREADS);
   const bLoads = Math.ceil(bItems / THREADS), B_PARTS = wide / unit;
@@ -392,7 +389,7 @@ export function deriveMatrix(
     B_ITEMS: bItems,
     B_LOADS: bLoads,
     COLUMNS_PER_OUTPUT: swiglu ? 2 : 1,
-    WHOLE: whole ? 1 : 0,
+    WHOLE: k % BK === 0 && c.A_VIEW === "unit" && byUnit ? 1 : 0,
     SETS: setsOf(
       Number(c.AHEAD),
       k / BK / Number(c.SPLITS),
@@ -468,11 +465,12 @@ interface MatrixCase extends LinearCase {
  * rows have few tiles, and so more loads in flight for each.
  *
  * The next tiles are fetched into registers while this one is multiplied: as many as AHEAD
- * says, or fewer, so that they divide those of a split and fit registers. The last ones are multiplied behind the loop, by code that need not ask
- * whether another follows. The more are on their way, the longer is the code; in large models,
- * whose weights displace it from the caches between two uses, that takes longer to fetch
- * (bench/log.md, "16 rows: tiles that are on their way"). STAGES 2 keeps two tiles in workgroup
- * memory: one barrier per tile instead of two, and less room for others.
+ * says, or fewer, so that they divide those of a split and fit registers. The last ones are
+ * multiplied behind the loop, by code that need not ask whether another follows. The more are on
+ * their way, the longer is the code; in large models, whose weights displace it from the caches
+ * between two uses, that takes longer to fetch (bench/log.md, "16 rows: tiles that are on their
+ * way"). STAGES 2 keeps two tiles in workgroup memory: one barrier per tile instead of two, and
+ * less room for others.
  *
  * Tiles of BAND rows run first for all columns, so that b is read from memory once per
  * band. EPILOGUE and SPLITS: see gemm.ts.
