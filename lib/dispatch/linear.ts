@@ -22,6 +22,7 @@ import {
   type LinearShape,
   LONG_K,
   ROUNDED_BLOCK,
+  splitsWithin,
 } from "./shapes.ts";
 import {
   type Defaults,
@@ -130,11 +131,6 @@ const ENOUGH_WORKGROUPS = 256;
 const ENOUGH_THREADS = ENOUGH_WORKGROUPS * 128;
 /** What one more split of k must leave of the time: it costs another sum. */
 const LEAST_GAIN = 0.9;
-/**
- * Maximum splits of k, and minimum k per split: summing them costs a dispatch ("Split
- * k").
- */
-const MOST_SPLITS_OF_K = 8, LEAST_K = 256;
 
 /**
  * Sums that gemvRows' lanes exchange between two barriers without subgroups: as many as
@@ -765,8 +761,7 @@ function splitsOfK(m: number, n: number, k: number, tile: Constants): number {
   const tiles = tilesOf(m, n, { BM, BN });
   const threads = (BM / TM) * (BN / TN);
   const wanted = Math.floor(ENOUGH_THREADS / threads / tiles);
-  const most = Math.min(MOST_SPLITS_OF_K, Math.floor(k / LEAST_K));
-  const least = Math.max(1, Math.min(wanted, most));
+  const { splits: least, most } = splitsWithin(wanted, k);
   // Rounds of tiles, as many times shorter as there are splits.
   const rounds = (splits: number) =>
     Math.ceil(tiles * splits / PROCESSORS) / splits;

@@ -7,7 +7,12 @@
 import type { Capabilities, SubgroupMatrix } from "./capabilities.ts";
 import type { Format } from "../formats/format.ts";
 import { linearKey } from "./keys.ts";
-import { type Constants, FEW_ROWS, type LinearShape } from "./shapes.ts";
+import {
+  type Constants,
+  FEW_ROWS,
+  type LinearShape,
+  splitsWithin,
+} from "./shapes.ts";
 
 /** Rows, columns and depth of the matrices that kernels multiply. */
 export const MATRIX = 16;
@@ -46,9 +51,6 @@ export const MOST_HALF_GAIN = 8;
 /** Storage buffers beside those of a matrix that gemmMatrix binds if it leaves rows in f16. */
 export const MATRIX_BUFFERS = 7;
 
-/** Maximum splits of k, and minimum k per split: summing them costs a dispatch. */
-const MOST_SPLITS_OF_K = 8, LEAST_K = 256;
-
 /** A tile: sums of a workgroup, their depth, and the subgroups that share them. */
 export type MatrixTile = Readonly<
   & Record<"BM" | "BN" | "BK" | "SM" | "SN" | "STAGES", number>
@@ -80,7 +82,7 @@ export function normsFit(
 }
 
 /** A tile of BM × BN × BK by SM × SN subgroups. */
-const tile = (
+const makeTile = (
   BM: number,
   BN: number,
   BK: number,
@@ -97,37 +99,37 @@ const tile = (
  */
 export const MATRIX_TILES = {
   /** On an H200 the fastest for 512 and 4,096 rows, or within 6 % of it. */
-  large: tile(128, 128, 32, 2, 2),
+  large: makeTile(128, 128, 32, 2, 2),
   /** If there is no room for another one, and for 64 rows of an expert. */
-  small: tile(64, 128, 32, 2, 2),
+  small: makeTile(64, 128, 32, 2, 2),
   /** Up to 64 rows. */
-  medium: tile(64, 64, 128, 4, 2),
+  medium: makeTile(64, 64, 128, 4, 2),
   /** … with SwiGLU, where a subgroup has gates and ups. */
-  mediumGated: tile(64, 64, 128, 2, 2),
+  mediumGated: makeTile(64, 64, 128, 2, 2),
   /** Up to 32 rows. */
-  some: tile(32, 64, 128, 2, 2, { AHEAD: 2 }),
+  some: makeTile(32, 64, 128, 2, 2, { AHEAD: 2 }),
   /** … with SwiGLU. */
-  someGated: tile(32, 32, 128, 2, 1, { AHEAD: 2 }),
+  someGated: makeTile(32, 32, 128, 2, 1, { AHEAD: 2 }),
   /** Up to 16 rows, by splits of k. */
-  few: tile(16, 64, 64, 1, 4),
+  few: makeTile(16, 64, 64, 1, 4),
   /** … of large matrices. */
-  fewLarge: tile(16, 32, 64, 1, 2, { AHEAD: 4 }),
+  fewLarge: makeTile(16, 32, 64, 1, 2, { AHEAD: 4 }),
   /** … with so many rows of w that k has no splits. */
-  fewTall: tile(16, 64, 64, 1, 4, { AHEAD: 4 }),
+  fewTall: makeTile(16, 64, 64, 1, 4, { AHEAD: 4 }),
   /** … with SwiGLU. */
-  fewGated: tile(16, 64, 64, 1, 2, { SK: 2, AHEAD: 2 }),
+  fewGated: makeTile(16, 64, 64, 1, 2, { SK: 2, AHEAD: 2 }),
   /** … of small matrices, whose splits would be summed for longer than this takes. */
-  deep: tile(16, 32, 256, 1, 2, { SK: 4, AHEAD: 4 }),
+  deep: makeTile(16, 32, 256, 1, 2, { SK: 4, AHEAD: 4 }),
   /** … with so few rows of w that there are few tiles. */
-  deeper: tile(16, 16, 512, 1, 1, { SK: 8, AHEAD: 6 }),
+  deeper: makeTile(16, 16, 512, 1, 1, { SK: 8, AHEAD: 6 }),
   /** … if there is no room for that. */
-  deepNarrow: tile(16, 16, 256, 1, 1, { SK: 4, AHEAD: 4 }),
+  deepNarrow: makeTile(16, 16, 256, 1, 1, { SK: 4, AHEAD: 4 }),
   /** … with SwiGLU. */
-  deepGated: tile(16, 64, 256, 1, 2, { SK: 4, AHEAD: 4 }),
+  deepGated: makeTile(16, 64, 256, 1, 2, { SK: 4, AHEAD: 4 }),
   /** … if there is no room for that either. */
-  deepGatedNarrow: tile(16, 32, 128, 1, 1, { SK: 4, AHEAD: 4 }),
+  deepGatedNarrow: makeTile(16, 32, 128, 1, 1, { SK: 4, AHEAD: 4 }),
   /** If there is no room for that, and for 32 rows of an expert. Not measured. */
-  narrow: tile(32, 128, 32, 1, 4),
+  narrow: makeTile(32, 128, 32, 1, 4),
 } satisfies Record<string, MatrixTile>;
 
 /** What kernels multiply: f16, with sums in f32. */
@@ -214,8 +216,7 @@ function splitsOfK(
   k: number,
   { BK, AHEAD = 1 }: MatrixTile,
 ): number {
-  const most = Math.min(MOST_SPLITS_OF_K, Math.floor(k / LEAST_K));
-  const splits = Math.max(1, Math.min(wanted, most));
+  const { splits, most } = splitsWithin(wanted, k);
   if (AHEAD === 1 || splits === 1) return splits;
   for (let more = splits; more <= most; more++) {
     if (k % (more * AHEAD * BK) === 0) return more;
@@ -281,10 +282,10 @@ function fitting(
   { limits: { maxComputeWorkgroupStorageSize: room } }: Capabilities,
 ): MatrixTile | string {
   const fits = (tile: MatrixTile) => matrixTileBytes(tile) <= room;
-  const suitable = tiles.map((given) => {
-    const deep = { ...given, BK: Math.max(given.BK, unit * (given.SK ?? 1)) };
-    return fits(deep) ? deep : { ...deep, STAGES: 1 };
-  });
+  const suitable = tiles.map((given) => ({
+    ...given,
+    BK: Math.max(given.BK, unit * (given.SK ?? 1)),
+  }));
   const tile = { ...suitable.find(fits) ?? suitable.at(-1)!, ...tuned };
   if (fits(tile)) return tile;
   return `a tile takes ${

@@ -56,6 +56,21 @@ export type Epilogue = "store" | "add" | "swiglu";
  * 2 to 32 rows in a kernel of its own").
  */
 export const FEW_ROWS = 32;
+/**
+ * Maximum splits of k, and minimum k per split: summing them costs a dispatch ("Split
+ * k").
+ */
+const MOST_SPLITS_OF_K = 8, LEAST_K = 256;
+
+/** As many splits of k as are `wanted`, if there may be, and the most that there may be. */
+export function splitsWithin(
+  wanted: number,
+  k: number,
+): { splits: number; most: number } {
+  const most = Math.min(MOST_SPLITS_OF_K, Math.floor(k / LEAST_K));
+  return { splits: Math.max(1, Math.min(wanted, most)), most };
+}
+
 /** Elements of a rounded row that share a scale: 16 bytes of a plane. */
 export const ROUNDED_BLOCK = 16;
 /** Rows of this many elements are long: a GPU's core caches few of them. */
